@@ -1,0 +1,68 @@
+//! The one way into the TDX module: a register file in, a register file out, both by value.
+//!
+//! A [`Transport`] is the instruction, a model of the module, or an adapter around another transport. Wrappers build
+//! a [`Call`]; nobody else can, so making a call is safe. Registers go in by value and come out as a new value: a
+//! retry repeats the call it was asked for and never what an earlier attempt left behind.
+
+/// The registers a SEAMCALL leaf reads and writes (`RAX`, `RCX`, `RDX`, `R8` to `R13`).
+///
+/// On the way in `rax` is the leaf selector, on the way out the completion status.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+#[expect(missing_docs, reason = "each field is the register of that name")]
+#[expect(clippy::exhaustive_structs, reason = "the register file of the ABI; tests and transports build it by name")]
+pub struct Regs {
+    pub rax: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub r8: u64,
+    pub r9: u64,
+    pub r10: u64,
+    pub r11: u64,
+    pub r12: u64,
+    pub r13: u64,
+}
+
+/// One SEAMCALL, ready to be made. Built by the typed wrappers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Call {
+    regs: Regs,
+}
+
+impl Call {
+    /// A call with any registers.
+    ///
+    /// # Safety
+    ///
+    /// On hardware the module acts on memory by physical address. The caller vouches that every page this call may
+    /// make private, overwrite or remove is its own to give.
+    #[must_use]
+    #[expect(unsafe_code, reason = "raw registers can name any memory")]
+    pub const unsafe fn from_regs(regs: Regs) -> Self {
+        Self { regs }
+    }
+
+    /// Used by the wrappers, whose arguments prove what `from_regs` asks for.
+    pub(crate) const fn new(regs: Regs) -> Self {
+        Self { regs }
+    }
+
+    /// The registers to load.
+    #[must_use]
+    pub const fn regs(&self) -> Regs {
+        self.regs
+    }
+}
+
+/// Makes SEAMCALLs. Object safe; any CPU may call.
+pub trait Transport {
+    /// Executes `call` and returns the registers as the module left them.
+    ///
+    /// A register that the leaf does not define as an output comes back unchanged.
+    fn call(&self, call: Call) -> Regs;
+}
+
+impl<T: Transport + ?Sized> Transport for &T {
+    fn call(&self, call: Call) -> Regs {
+        (**self).call(call)
+    }
+}

@@ -1,0 +1,408 @@
+//! Addresses, levels and ranges.
+//!
+//! [`Gpa`] and [`Hpa`] are byte addresses below 2^52; they never mix. A [`GpaEntry`] is one page-table entry's
+//! worth of guest memory: an address aligned to its [`Level`]. A [`GpaRange`] is half open and made of 4 KiB pages.
+
+use core::fmt;
+
+/// Number of address bits an entry can name (bits 51:12 plus the page offset).
+pub const ADDRESS_BITS: u32 = 52;
+
+const ADDRESS_LIMIT: u64 = 1 << ADDRESS_BITS;
+
+macro_rules! address {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        pub struct $name(u64);
+
+        impl $name {
+            /// The address `raw`, or `None` at or above 2^52.
+            #[must_use]
+            pub const fn new(raw: u64) -> Option<Self> {
+                if raw < ADDRESS_LIMIT { Some(Self(raw)) } else { None }
+            }
+
+            /// The address whose bits above 51 are cleared.
+            #[must_use]
+            pub const fn truncate(raw: u64) -> Self {
+                Self(raw & (ADDRESS_LIMIT - 1))
+            }
+
+            /// The address in bytes.
+            #[must_use]
+            pub const fn raw(self) -> u64 {
+                self.0
+            }
+
+            /// Whether the address is a multiple of the page size of `level`.
+            #[must_use]
+            pub const fn is_aligned(self, level: Level) -> bool {
+                self.0 & (level.size() - 1) == 0
+            }
+
+            /// The start of the page of `level` that holds this address.
+            #[must_use]
+            pub const fn align_down(self, level: Level) -> Self {
+                Self(self.0 & !(level.size() - 1))
+            }
+
+            /// This address plus `bytes`, or `None` at or above 2^52.
+            #[must_use]
+            pub const fn checked_add(self, bytes: u64) -> Option<Self> {
+                match self.0.checked_add(bytes) {
+                    Some(raw) => Self::new(raw),
+                    None => None,
+                }
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({:#x})"), self.0)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:#x}", self.0)
+            }
+        }
+
+        impl fmt::LowerHex for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::LowerHex::fmt(&self.0, f)
+            }
+        }
+    };
+}
+
+address! {
+    /// A guest physical address in bytes, below 2^52.
+    ///
+    /// ```
+    /// use sept_core::{Gpa, Level};
+    /// let gpa = Gpa::new(0x1234_5678).unwrap();
+    /// assert_eq!(gpa.align_down(Level::L2M).raw(), 0x1220_0000);
+    /// assert_eq!(Gpa::new(1 << 52), None);
+    /// ```
+    Gpa
+}
+address! {
+    /// A host physical address in bytes, below 2^52, without key id bits.
+    Hpa
+}
+
+/// The level of an entry, and so the size of the page a leaf there maps.
+///
+/// Numbered as in the TDX module ABI: 0 is the 4 KiB level. It prints as its size, never as a number.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+#[expect(clippy::exhaustive_enums, reason = "x86 and Arm with 4 KiB granules have these five levels and no more")]
+pub enum Level {
+    /// 4 KiB (PT).
+    L4K = 0,
+    /// 2 MiB (PD).
+    L2M = 1,
+    /// 1 GiB (PDPT).
+    L1G = 2,
+    /// 512 GiB (PML4): tables only.
+    L512G = 3,
+    /// 256 TiB (PML5): tables only.
+    L256T = 4,
+}
+
+impl Level {
+    /// All levels, smallest first.
+    pub const ALL: [Self; 5] = [Self::L4K, Self::L2M, Self::L1G, Self::L512G, Self::L256T];
+
+    /// The level with the ABI number `raw` (0 to 4).
+    #[must_use]
+    pub const fn new(raw: u8) -> Option<Self> {
+        match raw {
+            0 => Some(Self::L4K),
+            1 => Some(Self::L2M),
+            2 => Some(Self::L1G),
+            3 => Some(Self::L512G),
+            4 => Some(Self::L256T),
+            _ => None,
+        }
+    }
+
+    /// The number of this level in the TDX module ABI, 0 to 4.
+    #[must_use]
+    pub const fn raw(self) -> u8 {
+        match self {
+            Self::L4K => 0,
+            Self::L2M => 1,
+            Self::L1G => 2,
+            Self::L512G => 3,
+            Self::L256T => 4,
+        }
+    }
+
+    /// Lowest address bit that selects an entry of this level: 12, 21, 30, 39 or 48.
+    #[must_use]
+    pub const fn shift(self) -> u32 {
+        match self {
+            Self::L4K => 12,
+            Self::L2M => 21,
+            Self::L1G => 30,
+            Self::L512G => 39,
+            Self::L256T => 48,
+        }
+    }
+
+    /// Bytes that one entry of this level covers.
+    #[must_use]
+    pub const fn size(self) -> u64 {
+        1 << self.shift()
+    }
+
+    /// 4 KiB pages that one entry of this level covers.
+    #[must_use]
+    pub const fn pages(self) -> u64 {
+        1 << self.order()
+    }
+
+    /// Folio order of a page of this level: 0, 9, 18, 27 or 36.
+    #[must_use]
+    pub const fn order(self) -> u8 {
+        match self {
+            Self::L4K => 0,
+            Self::L2M => 9,
+            Self::L1G => 18,
+            Self::L512G => 27,
+            Self::L256T => 36,
+        }
+    }
+
+    /// Index of `gpa` in a table of entries of this level, 0 to 511.
+    #[must_use]
+    pub const fn index(self, gpa: Gpa) -> u16 {
+        let [low, high, ..] = ((gpa.0 >> self.shift()) & 0x1ff).to_le_bytes();
+        u16::from_le_bytes([low, high])
+    }
+
+    /// The level below, or `None` at 4K.
+    #[must_use]
+    pub const fn child(self) -> Option<Self> {
+        match self {
+            Self::L4K => None,
+            Self::L2M => Some(Self::L4K),
+            Self::L1G => Some(Self::L2M),
+            Self::L512G => Some(Self::L1G),
+            Self::L256T => Some(Self::L512G),
+        }
+    }
+
+    /// The level above, or `None` at 256T.
+    #[must_use]
+    pub const fn parent(self) -> Option<Self> {
+        match self {
+            Self::L4K => Some(Self::L2M),
+            Self::L2M => Some(Self::L1G),
+            Self::L1G => Some(Self::L512G),
+            Self::L512G => Some(Self::L256T),
+            Self::L256T => None,
+        }
+    }
+
+    /// The largest level whose page is not larger than a folio of `order`, at most `L1G`.
+    #[must_use]
+    pub const fn within_order(order: u8) -> Self {
+        match order {
+            0..=8 => Self::L4K,
+            9..=17 => Self::L2M,
+            _ => Self::L1G,
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::L4K => "4K",
+            Self::L2M => "2M",
+            Self::L1G => "1G",
+            Self::L512G => "512G",
+            Self::L256T => "256T",
+        })
+    }
+}
+
+impl fmt::Debug for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// One entry: a guest address aligned to its level.
+///
+/// ```
+/// use sept_core::{Gpa, GpaEntry, Level};
+/// let gpa = Gpa::new(0x4000_0000).unwrap();
+/// let entry = GpaEntry::new(gpa, Level::L2M).unwrap();
+/// assert_eq!(entry.to_string(), "0x40000000/2M");
+/// assert!(GpaEntry::new(Gpa::new(0x1000).unwrap(), Level::L2M).is_none());
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct GpaEntry {
+    gpa: Gpa,
+    level: Level,
+}
+
+impl GpaEntry {
+    /// The entry at `gpa` of `level`, or `None` if `gpa` is not aligned to it.
+    #[must_use]
+    pub const fn new(gpa: Gpa, level: Level) -> Option<Self> {
+        if gpa.is_aligned(level) { Some(Self { gpa, level }) } else { None }
+    }
+
+    /// The entry of `level` that covers `gpa`.
+    #[must_use]
+    pub const fn containing(gpa: Gpa, level: Level) -> Self {
+        Self { gpa: gpa.align_down(level), level }
+    }
+
+    /// First address covered.
+    #[must_use]
+    pub const fn gpa(self) -> Gpa {
+        self.gpa
+    }
+
+    /// Level of the entry.
+    #[must_use]
+    pub const fn level(self) -> Level {
+        self.level
+    }
+
+    /// First address after the entry, in bytes (may be 2^52).
+    #[must_use]
+    pub const fn end(self) -> u64 {
+        // No overflow: both terms are at most 2^52.
+        self.gpa.0.wrapping_add(self.level.size())
+    }
+
+    /// The `index`-th entry (0 to 511) of the next lower level, or `None` at 4K or above 511.
+    #[must_use]
+    pub const fn child(self, index: u16) -> Option<Self> {
+        let Some(level) = self.level.child() else { return None };
+        if index > 511 {
+            return None;
+        }
+        // `index` fits below the bits that `gpa` may have set, which is aligned to the parent level.
+        Some(Self { gpa: Gpa(self.gpa.0 | ((index as u64) << level.shift())), level })
+    }
+
+    /// The addresses covered, as a range.
+    #[must_use]
+    pub const fn range(self) -> GpaRange {
+        GpaRange { start: self.gpa.0, end: self.end() }
+    }
+}
+
+impl fmt::Display for GpaEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}/{}", self.gpa.0, self.level)
+    }
+}
+
+impl fmt::Debug for GpaEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A half-open, non-empty range of 4 KiB pages.
+///
+/// ```
+/// use sept_core::{Gpa, GpaRange};
+/// let range = GpaRange::new(Gpa::new(0x1000).unwrap(), 0x3000).unwrap();
+/// assert_eq!(range.pages(), 3);
+/// assert!(GpaRange::new(Gpa::new(0x1000).unwrap(), 0).is_none());
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct GpaRange {
+    start: u64,
+    end: u64,
+}
+
+impl GpaRange {
+    /// `len` bytes from `start`: both multiples of 4 KiB, `len` not zero, the end at most 2^52.
+    #[must_use]
+    pub const fn new(start: Gpa, len: u64) -> Option<Self> {
+        if len == 0 || len & 0xfff != 0 || !start.is_aligned(Level::L4K) {
+            return None;
+        }
+        match start.0.checked_add(len) {
+            Some(end) if end <= ADDRESS_LIMIT => Some(Self { start: start.0, end }),
+            _ => None,
+        }
+    }
+
+    /// First address.
+    #[must_use]
+    pub const fn start(self) -> Gpa {
+        Gpa(self.start)
+    }
+
+    /// First address after the range, in bytes (may be 2^52).
+    #[must_use]
+    pub const fn end(self) -> u64 {
+        self.end
+    }
+
+    /// Bytes in the range.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "a range is never empty")]
+    pub const fn len(self) -> u64 {
+        self.end.wrapping_sub(self.start)
+    }
+
+    /// 4 KiB pages in the range.
+    #[must_use]
+    pub const fn pages(self) -> u64 {
+        self.len() >> 12
+    }
+
+    /// Whether `gpa` lies in the range.
+    #[must_use]
+    pub const fn contains(self, gpa: Gpa) -> bool {
+        self.start <= gpa.0 && gpa.0 < self.end
+    }
+
+    /// Whether the whole of `entry` lies in the range.
+    #[must_use]
+    pub const fn covers(self, entry: GpaEntry) -> bool {
+        self.start <= entry.gpa.0 && entry.end() <= self.end
+    }
+
+    /// The part shared with `other`.
+    #[must_use]
+    pub const fn intersect(self, other: Self) -> Option<Self> {
+        let start = if self.start > other.start { self.start } else { other.start };
+        let end = if self.end < other.end { self.end } else { other.end };
+        if start < end { Some(Self { start, end }) } else { None }
+    }
+
+    /// The smallest range of whole entries of `level` that holds this one.
+    #[must_use]
+    pub const fn align_out(self, level: Level) -> Self {
+        let mask = level.size() - 1;
+        // The end is at most 2^52, a multiple of every level's size, so rounding up cannot pass it.
+        Self { start: self.start & !mask, end: self.end.wrapping_add(mask) & !mask }
+    }
+}
+
+impl fmt::Display for GpaRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}..{:#x}", self.start, self.end)
+    }
+}
+
+impl fmt::Debug for GpaRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
