@@ -9,7 +9,10 @@
 /// On the way in `rax` is the leaf selector, on the way out the completion status.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
 #[expect(missing_docs, reason = "each field is the register of that name")]
-#[expect(clippy::exhaustive_structs, reason = "the register file of the ABI; tests and transports build it by name")]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "the register file of the ABI; tests and transports build it by name"
+)]
 pub struct Regs {
     pub rax: u64,
     pub rcx: u64,

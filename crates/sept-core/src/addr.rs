@@ -38,13 +38,13 @@ macro_rules! address {
             /// Whether the address is a multiple of the page size of `level`.
             #[must_use]
             pub const fn is_aligned(self, level: Level) -> bool {
-                self.0 & (level.size() - 1) == 0
+                self.0 & level.mask() == 0
             }
 
             /// The start of the page of `level` that holds this address.
             #[must_use]
             pub const fn align_down(self, level: Level) -> Self {
-                Self(self.0 & !(level.size() - 1))
+                Self(self.0 & !level.mask())
             }
 
             /// This address plus `bytes`, or `None` at or above 2^52.
@@ -98,7 +98,10 @@ address! {
 /// Numbered as in the TDX module ABI: 0 is the 4 KiB level. It prints as its size, never as a number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
-#[expect(clippy::exhaustive_enums, reason = "x86 and Arm with 4 KiB granules have these five levels and no more")]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "x86 and Arm with 4 KiB granules have these five levels and no more"
+)]
 pub enum Level {
     /// 4 KiB (PT).
     L4K = 0,
@@ -157,6 +160,12 @@ impl Level {
     #[must_use]
     pub const fn size(self) -> u64 {
         1 << self.shift()
+    }
+
+    /// The address bits inside a page of this level.
+    #[must_use]
+    pub const fn mask(self) -> u64 {
+        self.size().wrapping_sub(1)
     }
 
     /// 4 KiB pages that one entry of this level covers.
@@ -389,7 +398,7 @@ impl GpaRange {
     /// The smallest range of whole entries of `level` that holds this one.
     #[must_use]
     pub const fn align_out(self, level: Level) -> Self {
-        let mask = level.size() - 1;
+        let mask = level.mask();
         // The end is at most 2^52, a multiple of every level's size, so rounding up cannot pass it.
         Self { start: self.start & !mask, end: self.end.wrapping_add(mask) & !mask }
     }

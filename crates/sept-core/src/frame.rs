@@ -251,14 +251,16 @@ impl ops::Add for FrameNeeds {
     type Output = Self;
 
     fn add(mut self, other: Self) -> Self {
-        self += other;
+        ops::AddAssign::add_assign(&mut self, other);
         self
     }
 }
 
 impl fmt::Debug for FrameNeeds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(FrameKind::ALL.iter().map(|&kind| (kind, self[kind])).filter(|e| e.1 != 0)).finish()
+        f.debug_map()
+            .entries(FrameKind::ALL.iter().map(|&kind| (kind, self[kind])).filter(|e| e.1 != 0))
+            .finish()
     }
 }
 

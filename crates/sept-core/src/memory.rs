@@ -1,0 +1,130 @@
+//! The memory that mirror tables live in.
+//!
+//! A mirror table is one 4 KiB frame of 512 entries plus a few *side words* that no walker reads: the ledger of what
+//! stands behind the table. The implementor decides where both are (a linear map and a parallel array, an arena).
+//! Words are read and written one at a time and atomically; nobody ever holds a reference into a table.
+
+use crate::{Frame, Hpa, Tainted};
+use core::sync::atomic::Ordering;
+
+/// One word of a table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(clippy::exhaustive_enums, reason = "a word is an entry or a side word; implementors match on it")]
+pub enum Word {
+    /// Entry 0 to 511.
+    Entry(u16),
+    /// A word beside the entries.
+    Side(SideWord),
+}
+
+/// The words beside the 512 entries: never walked, never visible to a guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(clippy::exhaustive_enums, reason = "implementors reserve room for exactly these")]
+pub enum SideWord {
+    /// Number of entries that are not free.
+    Live,
+    /// Address of the table's external page (TDX: the S-EPT page), 0 if none.
+    External,
+    /// Address of the first metadata page that came with the table, 0 if none.
+    Metadata0,
+    /// Address of the second metadata page that came with the table, 0 if none.
+    Metadata1,
+    /// Base of the host memory that the metadata pages describe.
+    Backing,
+    /// Next table of a chain of unlinked ones, 0 at its end.
+    Link,
+}
+
+impl SideWord {
+    /// Number of side words.
+    pub const COUNT: usize = 6;
+
+    /// Position of the word, 0 to [`SideWord::COUNT`] - 1.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        match self {
+            Self::Live => 0,
+            Self::External => 1,
+            Self::Metadata0 => 2,
+            Self::Metadata1 => 3,
+            Self::Backing => 4,
+            Self::Link => 5,
+        }
+    }
+}
+
+/// Access to table frames by physical address.
+///
+/// # Safety
+///
+/// * A word reads as what was last stored there, by whichever thread, as an atomic of the given ordering would; all
+///   words of a frame that was never written read 0 in the side words.
+/// * Different words and different frames do not overlap.
+/// * [`TableMemory::scrub`] really overwrites the frame with ordinary host data.
+///
+/// Frames are minted again from the addresses kept here; a memory that forgets or mixes them up gives one frame to
+/// two owners.
+#[expect(unsafe_code, reason = "frames are minted from what is stored here")]
+pub unsafe trait TableMemory {
+    /// A software walk under way (an RCU read section, IRQs off, or `()`); see [`Shootdown`](crate::Shootdown).
+    type Pin<'a>
+    where
+        Self: 'a;
+
+    /// Begins a software walk.
+    fn pin(&self) -> Self::Pin<'_>;
+
+    /// Reads a word.
+    fn load(&self, table: Hpa, word: Word, order: Ordering) -> u64;
+
+    /// Writes a word.
+    fn store(&self, table: Hpa, word: Word, value: u64, order: Ordering);
+
+    /// Replaces `old` by `new` (acquire and release).
+    ///
+    /// # Errors
+    ///
+    /// The word held something else, which is returned.
+    fn compare_exchange(&self, table: Hpa, word: Word, old: u64, new: u64) -> Result<(), u64>;
+
+    /// Fills the entries of a table that nobody can reach yet, with plain stores, and clears its side words.
+    fn write_detached(&self, table: &Frame, entry: impl Fn(u16) -> u64);
+
+    /// Overwrites a frame that was written under another key, bypassing the cache (TDX: `MOVDIR64B`), with zeroes.
+    ///
+    /// Its lines were written back before; see [`External::write_back`](crate::External::write_back).
+    fn scrub(&self, page: Frame<Tainted>) -> Frame;
+}
+
+#[expect(unsafe_code, reason = "forwards to an implementor")]
+// SAFETY: every method forwards to a type that keeps the promises.
+unsafe impl<M: TableMemory + ?Sized> TableMemory for &M {
+    type Pin<'a>
+        = M::Pin<'a>
+    where
+        Self: 'a;
+
+    fn pin(&self) -> Self::Pin<'_> {
+        (**self).pin()
+    }
+
+    fn load(&self, table: Hpa, word: Word, order: Ordering) -> u64 {
+        (**self).load(table, word, order)
+    }
+
+    fn store(&self, table: Hpa, word: Word, value: u64, order: Ordering) {
+        (**self).store(table, word, value, order);
+    }
+
+    fn compare_exchange(&self, table: Hpa, word: Word, old: u64, new: u64) -> Result<(), u64> {
+        (**self).compare_exchange(table, word, old, new)
+    }
+
+    fn write_detached(&self, table: &Frame, entry: impl Fn(u16) -> u64) {
+        (**self).write_detached(table, entry);
+    }
+
+    fn scrub(&self, page: Frame<Tainted>) -> Frame {
+        (**self).scrub(page)
+    }
+}
