@@ -11,6 +11,9 @@ mod fence;
 mod format;
 mod frame;
 mod memory;
+mod table;
+#[cfg(feature = "test-util")]
+pub mod test_util;
 
 pub use addr::{ADDRESS_BITS, Gpa, GpaEntry, GpaRange, Hpa, Level};
 pub use error::{Class, Classify, Returned};
@@ -19,3 +22,6 @@ pub use fence::{Shootdown, TreeLock};
 pub use format::{Entry, FenceOrder, Format, LeafState, Stamp, TdxConfig, TdxMirror};
 pub use frame::{Frame, FrameKind, FrameNeeds, FrameSource, FrameState, FrameStore, Free, Tainted};
 pub use memory::{SideWord, TableMemory, Word};
+pub use table::{
+    Entries, FenceTicket, Fenced, Found, Obligation, Quiet, SecurePageTable, TableError, Unsettled,
+};

@@ -87,6 +87,9 @@ pub unsafe trait TableMemory {
     /// The word held something else, which is returned.
     fn compare_exchange(&self, table: Hpa, word: Word, old: u64, new: u64) -> Result<(), u64>;
 
+    /// Adds `value` to a word, wrapping (acquire and release).
+    fn add(&self, table: Hpa, word: Word, value: u64);
+
     /// Fills the entries of a table that nobody can reach yet, with plain stores, and clears its side words.
     fn write_detached(&self, table: &Frame, entry: impl Fn(u16) -> u64);
 
@@ -118,6 +121,10 @@ unsafe impl<M: TableMemory + ?Sized> TableMemory for &M {
 
     fn compare_exchange(&self, table: Hpa, word: Word, old: u64, new: u64) -> Result<(), u64> {
         (**self).compare_exchange(table, word, old, new)
+    }
+
+    fn add(&self, table: Hpa, word: Word, value: u64) {
+        (**self).add(table, word, value);
     }
 
     fn write_detached(&self, table: &Frame, entry: impl Fn(u16) -> u64) {

@@ -1,0 +1,101 @@
+//! Fences: one proof for everything that was blocked before.
+
+use super::{SecurePageTable, TableError};
+use crate::{External, Format, GpaEntry, Hpa, Stamp, TableMemory};
+use core::sync::atomic::Ordering;
+
+/// A fence or grace period under way. Poll it; it holds nothing.
+#[derive(Clone, Copy, Debug)]
+#[must_use = "an unpolled fence proves nothing"]
+pub struct FenceTicket<T> {
+    root: Hpa,
+    stamp: u64,
+    tee: bool,
+    ticket: T,
+}
+
+/// Proof that everything blocked in this table before the fence began is out of reach of the guest.
+#[derive(Clone, Copy, Debug)]
+pub struct Fenced {
+    root: Hpa,
+    stamp: u64,
+}
+
+/// Proof that every software walk that began before is over.
+#[derive(Clone, Copy, Debug)]
+pub struct Quiet {
+    pub(super) root: Hpa,
+    pub(super) stamp: u64,
+}
+
+impl Fenced {
+    /// A fence waits for software walks too.
+    #[must_use]
+    pub const fn quiet(&self) -> Quiet {
+        Quiet { root: self.root, stamp: self.stamp }
+    }
+}
+
+/// Proofs older than this many fences are no longer accepted: stamps in entries count modulo twice as much.
+const MAX_AGE: u64 = Stamp::MODULUS / 2;
+
+impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
+    /// Starts a fence for everything blocked so far.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError::External`] if the TEE cannot start one now; nothing is fenced then.
+    pub fn fence(&self) -> Result<FenceTicket<X::Ticket>, TableError<X::Error>> {
+        // The number is drawn before the TEE's fence begins: what is blocked from here on carries a later stamp.
+        let stamp = self.epoch.fetch_add(1, Ordering::AcqRel);
+        match self.external.fence() {
+            Ok(ticket) => Ok(FenceTicket { root: self.root, stamp, tee: true, ticket }),
+            Err(error) => {
+                let at = GpaEntry::containing(crate::Gpa::default(), F::top(self.config));
+                Err(TableError::External { at, error })
+            }
+        }
+    }
+
+    /// Starts a grace period for software walks only.
+    pub fn grace(&self) -> FenceTicket<X::Ticket> {
+        let stamp = self.epoch.fetch_add(1, Ordering::AcqRel);
+        FenceTicket { root: self.root, stamp, tee: false, ticket: self.external.grace() }
+    }
+
+    /// The proof, once the fence has ended. Never waits.
+    #[must_use]
+    pub fn fenced(&self, ticket: &FenceTicket<X::Ticket>) -> Option<Fenced> {
+        let ended = ticket.tee && ticket.root == self.root && self.external.fenced(ticket.ticket);
+        ended.then_some(Fenced { root: self.root, stamp: ticket.stamp })
+    }
+
+    /// The proof, once the grace period (or fence) has ended. Never waits.
+    #[must_use]
+    pub fn quiet(&self, ticket: &FenceTicket<X::Ticket>) -> Option<Quiet> {
+        let ended = ticket.root == self.root && self.external.fenced(ticket.ticket);
+        ended.then_some(Quiet { root: self.root, stamp: ticket.stamp })
+    }
+
+    /// The stamp for an entry that the TEE has just blocked.
+    pub(super) fn stamp(&self) -> Stamp {
+        Stamp::of(self.epoch.load(Ordering::Acquire))
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Whether `fence` began after the entry was blocked.
+    ///
+    /// With `now` the present epoch, an entry blocked in epoch `b` is covered iff `b <= fence.stamp`, that is
+    /// `now - b >= now - fence.stamp`. Only `b` modulo 2^11 is known: an entry blocked long ago may look younger
+    /// and be refused (another fence then covers it), but never the other way round while the proof is young.
+    pub(super) fn covered(&self, blocked: Option<Stamp>, fence: &Fenced) -> bool {
+        let Some(blocked) = blocked else { return false };
+        let now = self.epoch();
+        let proof_age = now.wrapping_sub(fence.stamp);
+        let entry_age = now.wrapping_sub(blocked.raw()) & (Stamp::MODULUS - 1);
+        fence.root == self.root && proof_age < MAX_AGE && entry_age >= proof_age
+    }
+}

@@ -1,0 +1,12 @@
+//! Test doubles on std: memory for tables, a page source that knows who holds what, storage for reservations.
+//!
+//! They stand for the host's memory in tests and in programs that run on a modelled machine. Frames minted here name
+//! modelled memory only; never mix them with a [`TableMemory`](crate::TableMemory) that dereferences addresses.
+
+mod arena;
+mod pool;
+mod ram;
+
+pub use arena::{Arena, Scrub};
+pub use pool::{FramePool, VecStore};
+pub use ram::RamLedger;
