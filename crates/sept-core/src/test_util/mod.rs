@@ -4,9 +4,11 @@
 //! modelled memory only; never mix them with a [`TableMemory`](crate::TableMemory) that dereferences addresses.
 
 mod arena;
+mod kick;
 mod pool;
 mod ram;
 
 pub use arena::{Arena, Scrub};
+pub use kick::Kick;
 pub use pool::{FramePool, VecStore};
 pub use ram::RamLedger;
