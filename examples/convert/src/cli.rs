@@ -37,7 +37,7 @@ pub struct Args {
     #[arg(long)]
     pub map: bool,
     /// Show only errors and the verdict
-    #[arg(long, short)]
+    #[arg(long)]
     pub quiet: bool,
 }
 

@@ -126,3 +126,21 @@ impl Default for Options {
         Self { orders: OrderChoice::HUGETLB, merge: Merge::default(), module: Module::default() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn order_sets() {
+        assert_eq!("18,9,0".parse(), Ok(OrderChoice::HUGETLB));
+        assert_eq!("0, 9,18,9".parse(), Ok(OrderChoice::HUGETLB));
+        assert_eq!(OrderChoice::HUGETLB.iter().collect::<Vec<_>>(), [18, 9, 0]);
+        assert_eq!(OrderChoice::HUGETLB.to_string(), "18,9,0");
+        assert_eq!("all".parse(), Ok(OrderChoice::ALL));
+        assert_eq!(OrderChoice::ALL.iter().collect::<Vec<_>>(), (0..=18).rev().collect::<Vec<_>>());
+        assert_eq!("30,0".parse::<OrderChoice>().map(|set| set.contains(30)), Ok(true));
+        assert_eq!("18,9".parse::<OrderChoice>(), Err(OrderError::NoPages("18,9".to_owned())));
+        assert_eq!("31,0".parse::<OrderChoice>(), Err(OrderError::NotAnOrder("31".to_owned())));
+    }
+}

@@ -124,3 +124,42 @@ impl std::ops::AddAssign for UniformCost {
         self.demotes += more.demotes;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uniform_blocks() {
+        let gib = UniformCost::of_block(18, true, true);
+        let Resources { vmemmap_pages, index_nodes, sept_pages, mirror_pages, dpamt_pages, .. } =
+            gib.resources;
+        assert_eq!((vmemmap_pages, index_nodes), (4095, 4161));
+        assert_eq!((sept_pages, mirror_pages, dpamt_pages, gib.demotes), (512, 512, 1024, 512));
+        let two_mib = UniformCost::of_block(9, true, false);
+        assert_eq!(
+            (two_mib.resources.vmemmap_pages, two_mib.resources.index_nodes, two_mib.demotes),
+            (7, 8, 1)
+        );
+        assert_eq!(two_mib.resources.dpamt_pages, 0);
+        assert_eq!(UniformCost::of_block(18, false, true).resources.vmemmap_pages, 0);
+        assert_eq!(UniformCost::of_block(0, true, true), UniformCost::default());
+    }
+
+    #[test]
+    fn an_obstacle_is_compared_only_if_named() {
+        let op = |at| Op {
+            line: 2,
+            text: "merge".to_owned(),
+            verb: crate::scenario::Verb::Merge,
+            expect: Some(Expect { line: 3, result: Outcome::Again, at }),
+        };
+        let came = OpReport::new(&op(None), Outcome::Again).because(Some(0x1000), "pinned");
+        assert_eq!(UnmetExpect::of(&op(None), &came), None);
+        assert_eq!(UnmetExpect::of(&op(Some(0x1000)), &came), None);
+        let unmet = UnmetExpect::of(&op(Some(0x2000)), &came).map(|unmet| unmet.to_string());
+        let said = "expected again at 0x2000, came again at 0x1000 (line 2: merge)";
+        assert_eq!(unmet.as_deref(), Some(said));
+        assert_eq!(UnmetExpect::of(&Op { expect: None, ..op(None) }, &came), None);
+    }
+}

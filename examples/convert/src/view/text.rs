@@ -113,7 +113,7 @@ pub(super) fn closing(out: &mut dyn Write, outcome: &RunOutcome) -> io::Result<(
     let balance = if totals.pool_balance.is_zero() {
         "as before the first conversion".to_owned()
     } else {
-        format!("{} more in use than before the first conversion", amount(totals.pool_balance))
+        format!("{} (pages+nodes) against before the first conversion", amount(totals.pool_balance))
     };
     writeln!(out, "pools                {balance}")?;
     writeln!(
