@@ -25,6 +25,14 @@ pub struct Regs {
     pub r13: u64,
 }
 
+impl Regs {
+    /// All registers zero.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { rax: 0, rcx: 0, rdx: 0, r8: 0, r9: 0, r10: 0, r11: 0, r12: 0, r13: 0 }
+    }
+}
+
 /// One SEAMCALL, ready to be made. Built by the typed wrappers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Call {

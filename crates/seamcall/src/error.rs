@@ -1,0 +1,104 @@
+//! The error of every wrapper.
+
+use crate::{Detail, EntryInfo, Leaf, Operand, Regs, Status};
+use core::{error::Error, fmt};
+use sept_core::{Class, Classify, Frame, FrameState, GpaEntry, Level};
+
+/// A SEAMCALL that did not do what it was asked for.
+///
+/// [`Classify::class`] says what to do about it; see [`Status::class`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct SeamcallError {
+    /// The leaf that was called.
+    pub leaf: Leaf,
+    /// What the module answered.
+    pub status: Status,
+    /// The entry the call was about, if it was about one.
+    pub at: Option<GpaEntry>,
+    /// The entry the module stopped at, when it says so: not always `at`, a failed walk stops above it.
+    pub entry: Option<EntryInfo>,
+}
+
+impl SeamcallError {
+    /// The error of a call that came back with `out`.
+    #[cold]
+    pub(crate) const fn from_output(leaf: Leaf, at: Option<GpaEntry>, out: &Regs) -> Self {
+        let status = Status::from_raw(out.rax);
+        let entry = if at.is_some() && carries_entry(status) && (out.rcx | out.rdx) != 0 {
+            Some(EntryInfo::new(out.rcx, out.rdx))
+        } else {
+            None
+        };
+        Self { leaf, status, at, entry }
+    }
+
+    /// The error of a wrapper that made no call.
+    #[cold]
+    pub(crate) const fn refused(leaf: Leaf, at: Option<GpaEntry>, operand: Operand) -> Self {
+        let status = Status::NOT_ISSUED.with_detail(Detail::Operand(operand));
+        Self { leaf, status, at, entry: None }
+    }
+
+    /// Whether another host call or a guest ACCEPT held the lock of the entry itself.
+    ///
+    /// Such a refusal leaves the module's host-priority flag on the entry: the guest cannot accept it until some
+    /// host call on it (SEPT.RD will do) succeeds.
+    #[must_use]
+    pub const fn is_entry_busy(&self) -> bool {
+        self.status.is(Status::OPERAND_BUSY) && self.entry.is_some()
+    }
+}
+
+/// The statuses that describe an entry in `RCX` and `RDX`. A BUSY does so for the entry's lock only; for the others
+/// both registers are 0.
+const fn carries_entry(status: Status) -> bool {
+    match status.code() {
+        Status::EPT_WALK_FAILED
+        | Status::EPT_ENTRY_STATE_INCORRECT
+        | Status::EPT_ENTRY_NOT_PRESENT
+        | Status::EPT_PAGE_NOT_FREE
+        | Status::EPT_INVALID_PROMOTE_CONDITIONS
+        | Status::GPA_RANGE_NOT_BLOCKED
+        | Status::GPA_RANGE_ALREADY_BLOCKED
+        | Status::L2_SEPT_WALK_FAILED
+        | Status::L2_SEPT_ENTRY_NOT_FREE => true,
+        Status::OPERAND_BUSY => matches!(status.detail(), Detail::Operand(Operand::RCX)),
+        _ => false,
+    }
+}
+
+impl fmt::Display for SeamcallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.leaf)?;
+        if let Some(at) = self.at {
+            write!(f, " at {at}")?;
+        }
+        write!(f, ": {}", self.status)?;
+        match self.entry {
+            Some(entry) => write!(f, ", found {entry}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Error for SeamcallError {}
+
+impl Classify for SeamcallError {
+    fn class(&self) -> Class {
+        match self.status.class() {
+            Some(class) => class,
+            None => Class::Caller,
+        }
+    }
+}
+
+/// Refuses a frame that is not of the size the leaf takes: the rest of a larger one would be lost.
+pub(crate) fn require_level<S: FrameState>(
+    frame: &Frame<S>,
+    level: Level,
+    leaf: Leaf,
+    operand: Operand,
+) -> Result<(), SeamcallError> {
+    if frame.level() == level { Ok(()) } else { Err(SeamcallError::refused(leaf, None, operand)) }
+}

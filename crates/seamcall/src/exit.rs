@@ -1,0 +1,213 @@
+//! What a guest asks of its host: the exits that concern private memory, decoded from what TDH.VP.ENTER returns.
+//!
+//! A guest's TDG.MEM.PAGE.ACCEPT that the module cannot do by itself, and every access to a page that is not there,
+//! end in an EPT violation: [`EptViolation`]. A request to convert memory is a hypercall: [`MapGpa`].
+//!
+//! ```
+//! use seamcall::{EptViolation, Regs, SeptState};
+//! use sept_core::Level;
+//! // The guest accepts 4 KiB inside a page that is pending at 2 MiB: split it, then enter again.
+//! let out = Regs { rax: 48, rcx: 0x2, rdx: 0x4088_0000_0001, r8: 0x4000_1000, ..Regs::new() };
+//! let violation = EptViolation::decode(&out).unwrap();
+//! let accept = violation.accept().unwrap();
+//! assert_eq!((accept.requested, accept.found), (Some(Level::L4K), Some(Level::L2M)));
+//! assert_eq!(accept.state, SeptState::Pending);
+//! ```
+
+use crate::{Detail, Regs, SeptState, Status};
+use sept_core::{Gpa, GpaRange, Level, TdxConfig};
+
+const EXIT_EPT_VIOLATION: u32 = 48;
+const EXIT_TDCALL: u32 = 77;
+
+/// The VMX exit reason of a TD exit, if `out` is one.
+#[must_use]
+pub const fn exit_reason(out: &Regs) -> Option<u32> {
+    let status = Status::from_raw(out.rax);
+    match status.detail() {
+        Detail::ExitReason(reason) if status.is(Status::SUCCESS) => Some(reason),
+        _ => None,
+    }
+}
+
+/// What the module knows about an EPT violation, `RDX` bits 3:0.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[non_exhaustive]
+pub enum ViolationKind {
+    /// An access to a private page that is not present, or to a shared one.
+    Access,
+    /// TDG.MEM.PAGE.ACCEPT found an entry that it cannot accept.
+    Accept,
+    /// Details of a GPA.
+    GpaDetails,
+    /// An MSR could not be loaded on entry.
+    EntryMsrLoad,
+    /// The extended state could not be loaded on entry.
+    EntryXstateLoad,
+    /// TDG.MEM.PAGE.ATTR.WR found an entry that it cannot change.
+    AttrWr,
+    /// An access to a page that waits for acceptance, of a TD that gets no #VE for it.
+    Pending,
+    /// A number that this crate does not know.
+    Other(u8),
+}
+
+/// Details of a failed ACCEPT (and of the other kinds that walk the S-EPT).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct AcceptDetails {
+    /// Level that the guest asked for.
+    pub requested: Option<Level>,
+    /// Level of the entry that stopped it.
+    pub found: Option<Level>,
+    /// State of that entry.
+    pub state: SeptState,
+    /// Whether that entry is a leaf.
+    pub is_leaf: bool,
+    /// The VM whose table it is in: 0 for L1.
+    pub vm: u8,
+}
+
+/// A TD exit for an EPT violation.
+///
+/// Source: TDX module ABI, TDH.VP.ENTER, "TD exit: EPT violation".
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct EptViolation {
+    /// The address: the page of a private one, with the shared bit of a shared one.
+    pub gpa: Gpa,
+    /// Exit qualification, as of VMX: bits 2:0 read, write, fetch; bits 5:3 what the entry allowed.
+    pub qualification: u64,
+    /// Extended exit qualification, undecoded.
+    pub extended: u64,
+}
+
+impl EptViolation {
+    /// Reads `RCX`, `RDX` and `R8`; `None` if `out` is no EPT violation.
+    #[must_use]
+    pub const fn decode(out: &Regs) -> Option<Self> {
+        match exit_reason(out) {
+            Some(EXIT_EPT_VIOLATION) => {
+                Some(Self { gpa: Gpa::truncate(out.r8), qualification: out.rcx, extended: out.rdx })
+            }
+            _ => None,
+        }
+    }
+
+    /// What the module knows about it.
+    #[must_use]
+    pub const fn kind(&self) -> ViolationKind {
+        let [low, ..] = self.extended.to_le_bytes();
+        match low & 0xf {
+            0 => ViolationKind::Access,
+            1 => ViolationKind::Accept,
+            2 => ViolationKind::GpaDetails,
+            3 => ViolationKind::EntryMsrLoad,
+            4 => ViolationKind::EntryXstateLoad,
+            5 => ViolationKind::AttrWr,
+            6 => ViolationKind::Pending,
+            other => ViolationKind::Other(other),
+        }
+    }
+
+    /// Whether the address is a shared one in a TD of `config`.
+    #[must_use]
+    pub const fn is_shared(&self, config: TdxConfig) -> bool {
+        self.gpa.raw() >> config.shared_bit() & 1 != 0
+    }
+
+    /// The details of a failed ACCEPT.
+    ///
+    /// * `Pending` found above the level asked for: split the page, then enter again.
+    /// * `Free`, or a missing table: map a page.
+    /// * Blocked: a change is under way; enter again when it is done.
+    #[must_use]
+    pub const fn accept(&self) -> Option<AcceptDetails> {
+        if !matches!(self.kind(), ViolationKind::Accept) {
+            return None;
+        }
+        // Bits 34:32 requested level, 37:35 level found, 45:38 state, 46 leaf, 53:52 VM.
+        let [low, ..] = (self.extended >> 32).to_le_bytes();
+        let [state, ..] = (self.extended >> 38).to_le_bytes();
+        let [vm, ..] = (self.extended >> 52).to_le_bytes();
+        Some(AcceptDetails {
+            requested: Level::new(low & 0b111),
+            found: Level::new((low >> 3) & 0b111),
+            state: SeptState::from_public(state),
+            is_leaf: self.extended & (1 << 46) != 0,
+            vm: vm & 0b11,
+        })
+    }
+}
+
+/// Why the operands of a [`MapGpa`] are refused. Answer [`MapGpaReply::Invalid`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("MapGPA of {size:#x} bytes at {gpa:#x}: not whole pages of one kind inside the TD's address space")]
+#[non_exhaustive]
+pub struct MapGpaError {
+    /// `R12`.
+    pub gpa: u64,
+    /// `R13`.
+    pub size: u64,
+}
+
+/// TDG.VP.VMCALL&lt;MapGPA&gt;: the guest asks to make a range shared or private.
+///
+/// Source: Guest-Host-Communication Interface, TDG.VP.VMCALL leaf 0x10001.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct MapGpa {
+    /// The range, without the shared bit.
+    pub range: GpaRange,
+    /// Whether it is to become shared.
+    pub to_shared: bool,
+}
+
+impl MapGpa {
+    /// The hypercall's leaf, in `R11`.
+    pub const LEAF: u64 = 0x10001;
+
+    /// Reads `R10` to `R13`; `None` if `out` is no MapGPA.
+    ///
+    /// # Errors
+    ///
+    /// The operands are not page-aligned, empty, or leave the half (shared or private) that the address is in.
+    #[must_use]
+    pub const fn decode(out: &Regs, config: TdxConfig) -> Option<Result<Self, MapGpaError>> {
+        match exit_reason(out) {
+            Some(EXIT_TDCALL) if out.r10 == 0 && out.r11 == Self::LEAF => {}
+            _ => return None,
+        }
+        let shared = 1_u64 << config.shared_bit();
+        let error = MapGpaError { gpa: out.r12, size: out.r13 };
+        let Some(start) = Gpa::new(out.r12 & !shared) else { return Some(Err(error)) };
+        Some(match GpaRange::new(start, out.r13) {
+            Some(range) if range.end() <= shared => Ok(Self { range, to_shared: out.r12 & shared != 0 }),
+            _ => Err(error),
+        })
+    }
+}
+
+/// The answer to a [`MapGpa`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum MapGpaReply {
+    /// All of it was converted.
+    Done,
+    /// Everything before this address was converted: ask again from here, with the shared bit as asked.
+    Retry(Gpa),
+    /// The operands make no sense.
+    Invalid,
+}
+
+impl MapGpaReply {
+    /// `R10` and `R11` for the next TDH.VP.ENTER.
+    #[must_use]
+    pub const fn registers(self) -> (u64, u64) {
+        match self {
+            Self::Done => (0, 0),
+            Self::Retry(next) => (1, next.raw()),
+            Self::Invalid => (1 << 63, 0),
+        }
+    }
+}

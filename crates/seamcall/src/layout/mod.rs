@@ -1,0 +1,7 @@
+//! Structures in memory and packed words, exactly as the module reads and writes them.
+
+mod pamt;
+mod params;
+
+pub use pamt::PageType;
+pub use params::{Attributes, ConfigFlags, CpuidValue, EptpControls, TdParams};

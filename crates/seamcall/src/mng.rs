@@ -1,0 +1,199 @@
+//! TDH.MNG.*: life of a TD.
+//!
+//! ```text
+//! create -> key_config (once per package) -> addcx (6 pages or more) -> init -> ... -> mr::finalize
+//! vp::flush (every vCPU) -> vpflushdone -> phymem::cache_wb (once per package) -> key_freeid -> phymem::page_reclaim
+//! ```
+//!
+//! All of them lock the TDR exclusively, so a running vCPU (which holds it shared) makes them busy.
+
+use crate::operand::invoke;
+use crate::{FieldId, Hkid, Leaf, Operand, Regs, SeamcallError, Status, Tdr, Transport};
+use crate::{error::require_level, operand};
+use sept_core::{Frame, Hpa, Level, Returned};
+
+/// TDH.MNG.CREATE (9): makes `page` the root of a new TD that owns `hkid`.
+///
+/// Operands: `RCX` page, `RDX` HKID. The page is zeroed under the module's global key.
+///
+/// # Errors
+///
+/// The page comes back. In check order: `OPERAND_INVALID|RDX` (not a private HKID); for the page
+/// `OPERAND_INVALID|RCX`, `OPERAND_ADDR_RANGE_ERROR|RCX`, `OPERAND_BUSY|RCX`, `PAGE_METADATA_INCORRECT|RCX`,
+/// `MISSING_PAMT_PAGE_PAIR|RCX`; `OPERAND_BUSY|KOT`; `HKID_NOT_FREE`; `RND_NO_ENTROPY`.
+///
+/// Source: TDX module ABI, TDH.MNG.CREATE.
+#[inline]
+pub fn create<T: Transport + ?Sized>(
+    t: &T,
+    page: Frame,
+    hkid: Hkid,
+) -> Result<Tdr, Returned<SeamcallError, Frame>> {
+    let leaf = Leaf::MNG_CREATE;
+    let regs = Regs { rcx: page.hpa().raw(), rdx: hkid.raw().into(), ..Regs::new() };
+    match require_level(&page, Level::L4K, leaf, Operand::RCX).and_then(|()| invoke(t, leaf, regs)) {
+        Ok(_) => Ok(Tdr::of_page(page.hpa())),
+        Err(error) => Err(Returned { error, held: page }),
+    }
+}
+
+/// What TDH.MNG.KEY.CONFIG found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum KeyConfig {
+    /// This package now has the TD's key.
+    Configured,
+    /// This package had it already (`KEY_CONFIGURED`, informational).
+    Already,
+}
+
+/// TDH.MNG.KEY.CONFIG (8): gives the TD its key on the package of the calling CPU. Call once on each package.
+///
+/// Operand: `RCX` TDR.
+///
+/// # Errors
+///
+/// In check order: TDR page errors on `RCX`; `TD_FATAL`; `LIFECYCLE_STATE_INCORRECT` unless HKID_ASSIGNED;
+/// `OPERAND_BUSY|KET`; `KEY_GENERATION_FAILED` (retry).
+///
+/// Source: TDX module ABI, TDH.MNG.KEY.CONFIG.
+#[inline]
+pub fn key_config<T: Transport + ?Sized>(t: &T, td: Tdr) -> Result<KeyConfig, SeamcallError> {
+    let out = invoke(t, Leaf::MNG_KEY_CONFIG, on_tdr(td))?;
+    Ok(if Status::from_raw(out.rax).is(Status::KEY_CONFIGURED) {
+        KeyConfig::Already
+    } else {
+        KeyConfig::Configured
+    })
+}
+
+/// TDH.MNG.ADDCX (1): adds one page to the TD's control structure (TDCS). Six, and one more for each L2 VM.
+///
+/// Operands: `RCX` page, `RDX` TDR. The fourth page is the root of the S-EPT.
+///
+/// # Errors
+///
+/// The page comes back; after `RND_NO_ENTROPY` or `OP_STATE_INCORRECT` the module may have written it, so write
+/// back its lines and overwrite it before other use. In check order: TDR page errors on `RDX`; `TD_FATAL`;
+/// `TD_KEYS_NOT_CONFIGURED`; `TDCX_NUM_INCORRECT` (nine there already); page errors on `RCX` as for [`create`];
+/// `RND_NO_ENTROPY` (sixth page); `OP_STATE_INCORRECT` (seventh page and up).
+///
+/// Source: TDX module ABI, TDH.MNG.ADDCX.
+#[inline]
+pub fn addcx<T: Transport + ?Sized>(
+    t: &T,
+    td: Tdr,
+    page: Frame,
+) -> Result<(), Returned<SeamcallError, Frame>> {
+    operand::give_page(t, Leaf::MNG_ADDCX, page, td.hpa())
+}
+
+/// TDH.MNG.INIT (21): reads TD_PARAMS from `params` and initialises the TD.
+///
+/// Operands: `RCX` TDR, `RDX` address of [`TdParams`](crate::TdParams) in shared memory, 1024-byte aligned.
+///
+/// # Errors
+///
+/// In check order: TDR page errors on `RCX`; `TD_FATAL`; `TD_KEYS_NOT_CONFIGURED`; `TDCS_NOT_ALLOCATED`;
+/// `OP_STATE_INCORRECT`; `OPERAND_INVALID|RDX`; then `OPERAND_INVALID` with the field as operand: `ATTRIBUTES`,
+/// `XFAM`, `MAX_VCPUS`, `NUM_L2_VMS` (and `TDCS_NOT_ALLOCATED` for too few pages), `RDX` (reserved fields),
+/// `CONFIG_FLAGS`, `EPTP_CONTROLS`, `TSC_FREQUENCY`, `CPUID_CONFIG`.
+///
+/// Source: TDX module ABI, TDH.MNG.INIT.
+#[inline]
+pub fn init<T: Transport + ?Sized>(t: &T, td: Tdr, params: Hpa) -> Result<(), SeamcallError> {
+    invoke(t, Leaf::MNG_INIT, Regs { rdx: params.raw(), ..on_tdr(td) }).map(drop)
+}
+
+/// TDH.MNG.VPFLUSHDONE (19): begins teardown. From now on every S-EPT leaf answers `TD_KEYS_NOT_CONFIGURED`.
+///
+/// Operand: `RCX` TDR. Lifecycle KEYS_CONFIGURED becomes BLOCKED.
+///
+/// # Errors
+///
+/// In check order: TDR page errors on `RCX`; `LIFECYCLE_STATE_INCORRECT`; `FLUSHVP_NOT_DONE` while a vCPU is still
+/// associated with a CPU: [`vp::flush`](crate::vp::flush) it there.
+///
+/// Source: TDX module ABI, TDH.MNG.VPFLUSHDONE.
+#[inline]
+pub fn vpflushdone<T: Transport + ?Sized>(t: &T, td: Tdr) -> Result<(), SeamcallError> {
+    invoke(t, Leaf::MNG_VPFLUSHDONE, on_tdr(td)).map(drop)
+}
+
+/// TDH.MNG.KEY.FREEID (20): frees the TD's key id; lifecycle BLOCKED becomes TEARDOWN.
+///
+/// Operand: `RCX` TDR.
+///
+/// # Errors
+///
+/// In check order: TDR page errors on `RCX`; `LIFECYCLE_STATE_INCORRECT`; `OPERAND_BUSY|KOT`;
+/// `WBCACHE_NOT_COMPLETE` until [`phymem::cache_wb`](crate::phymem::cache_wb) has run on every package.
+///
+/// Source: TDX module ABI, TDH.MNG.KEY.FREEID.
+#[inline]
+pub fn key_freeid<T: Transport + ?Sized>(t: &T, td: Tdr) -> Result<(), SeamcallError> {
+    invoke(t, Leaf::MNG_KEY_FREEID, on_tdr(td)).map(drop)
+}
+
+/// TDH.MNG.RD (11), version 0: reads a metadata field of the TD.
+///
+/// Operands: `RCX` TDR, `RDX` field id. Output: `R8`.
+///
+/// # Errors
+///
+/// In check order: TDR page errors on `RCX`; `TD_FATAL`; lifecycle and TDCS errors for TDCS fields;
+/// `METADATA_FIELD_ID_INCORRECT`; `METADATA_FIELD_NOT_READABLE`.
+///
+/// Source: TDX module ABI, TDH.MNG.RD.
+#[inline]
+pub fn rd<T: Transport + ?Sized>(t: &T, td: Tdr, field: FieldId) -> Result<u64, SeamcallError> {
+    invoke(t, Leaf::MNG_RD, Regs { rdx: field.raw(), ..on_tdr(td) }).map(|out| out.r8)
+}
+
+/// TDH.MNG.RD (11), version 1: reads a metadata field, and says which comes next (`None` after the last).
+///
+/// Operands: `RCX` TDR, `RDX` field id. Outputs: `R8`, `RDX`.
+///
+/// # Errors
+///
+/// As [`rd`].
+///
+/// Source: TDX module ABI, TDH.MNG.RD.
+#[inline]
+pub fn rd_next<T: Transport + ?Sized>(
+    t: &T,
+    td: Tdr,
+    field: FieldId,
+) -> Result<(u64, Option<FieldId>), SeamcallError> {
+    let out = invoke(t, Leaf::MNG_RD.version(1), Regs { rdx: field.raw(), ..on_tdr(td) })?;
+    Ok((out.r8, FieldId::next(out.rdx)))
+}
+
+/// TDH.MNG.WR (13): writes the bits of a metadata field that `mask` selects; returns what was there.
+///
+/// Operands: `RCX` TDR, `RDX` field id, `R8` value, `R9` mask. Output: `R8`.
+///
+/// # Errors
+///
+/// In check order: as [`rd`], then `METADATA_FIELD_NOT_WRITABLE`, `METADATA_WR_MASK_NOT_VALID`,
+/// `METADATA_FIELD_VALUE_NOT_VALID`.
+///
+/// Source: TDX module ABI, TDH.MNG.WR.
+#[inline]
+pub fn wr<T: Transport + ?Sized>(
+    t: &T,
+    td: Tdr,
+    field: FieldId,
+    value: u64,
+    mask: u64,
+) -> Result<u64, SeamcallError> {
+    let regs = Regs { rdx: field.raw(), r8: value, r9: mask, ..on_tdr(td) };
+    invoke(t, Leaf::MNG_WR, regs).map(|out| out.r8)
+}
+
+/// `RCX` = TDR.
+pub(crate) const fn on_tdr(td: Tdr) -> Regs {
+    let mut regs = Regs::new();
+    regs.rcx = td.hpa().raw();
+    regs
+}

@@ -1,0 +1,286 @@
+//! One TD, as the table that drives it sees it.
+
+mod error;
+mod external;
+#[cfg(test)]
+mod tests;
+
+pub use error::TdError;
+pub use external::TablePages;
+
+use crate::{EntryInfo, Hkid, KeyIdBits, SeamcallError, Status, Tdr, Transport, mr};
+use core::hint;
+use sept_core::{FrameKind, Gpa, GpaEntry, Hpa, Shootdown, TdxConfig, TreeLock};
+
+/// How often a call is repeated before its refusal is the caller's to deal with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[expect(clippy::exhaustive_structs, reason = "one number for each status that is worth a repetition")]
+pub struct RetryBudget {
+    /// After `OPERAND_BUSY`, and TRACK after `PREVIOUS_TLB_EPOCH_BUSY`.
+    pub busy: u32,
+    /// After `INTERRUPTED_RESTARTABLE`.
+    pub restartable: u32,
+}
+
+impl RetryBudget {
+    /// Every refusal comes out at once.
+    pub const NONE: Self = Self { busy: 0, restartable: 0 };
+}
+
+impl Default for RetryBudget {
+    fn default() -> Self {
+        Self { busy: 64, restartable: 64 }
+    }
+}
+
+/// What a [`Td`] needs to know about its TD and platform.
+///
+/// ```
+/// use seamcall::{Hkid, KeyIdBits, RetryBudget, TdDescription, Tdr};
+/// use sept_core::{Hpa, TdxConfig};
+/// let tdr = Tdr::new(Hpa::new(0x1_0000_0000).unwrap()).unwrap();
+/// let keys = KeyIdBits::new(46, 6).unwrap();
+/// let td = TdDescription::new(tdr, Hkid::new(33), Hkid::new(32), keys, TdxConfig::LEVELS_4)
+///     .with_dynamic_pamt(true)
+///     .with_budget(RetryBudget { busy: 8, restartable: 100 });
+/// assert!(td.dynamic_pamt());
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TdDescription {
+    tdr: Tdr,
+    hkid: Hkid,
+    global_hkid: Hkid,
+    key_id_bits: KeyIdBits,
+    config: TdxConfig,
+    dynamic_pamt: bool,
+    promote_exclusive: bool,
+    budget: RetryBudget,
+}
+
+impl TdDescription {
+    /// A TD without L2 VMs on a platform with a static PAMT.
+    ///
+    /// `hkid` is the TD's key id, `global_hkid` the one that SYS.CONFIG was given.
+    #[must_use]
+    pub const fn new(
+        tdr: Tdr,
+        hkid: Hkid,
+        global_hkid: Hkid,
+        key_id_bits: KeyIdBits,
+        config: TdxConfig,
+    ) -> Self {
+        let budget = RetryBudget { busy: 64, restartable: 64 };
+        Self {
+            tdr,
+            hkid,
+            global_hkid,
+            key_id_bits,
+            config,
+            dynamic_pamt: false,
+            promote_exclusive: false,
+            budget,
+        }
+    }
+
+    /// Whether Dynamic PAMT is enabled (SYS.CONFIG was asked for it; that the module could do it is not enough).
+    #[must_use]
+    pub const fn with_dynamic_pamt(self, dynamic_pamt: bool) -> Self {
+        Self { dynamic_pamt, ..self }
+    }
+
+    /// Whether PROMOTE takes the module's tree lock exclusively (1.5.34 does, 1.5.28 and 2.0.08 do not).
+    #[must_use]
+    pub const fn with_exclusive_promote(self, promote_exclusive: bool) -> Self {
+        Self { promote_exclusive, ..self }
+    }
+
+    /// How often calls are repeated.
+    #[must_use]
+    pub const fn with_budget(self, budget: RetryBudget) -> Self {
+        Self { budget, ..self }
+    }
+
+    /// The TD.
+    #[must_use]
+    pub const fn tdr(&self) -> Tdr {
+        self.tdr
+    }
+
+    /// Its key id.
+    #[must_use]
+    pub const fn hkid(&self) -> Hkid {
+        self.hkid
+    }
+
+    /// Depth and width of its S-EPT.
+    #[must_use]
+    pub const fn config(&self) -> TdxConfig {
+        self.config
+    }
+
+    /// Whether Dynamic PAMT is enabled.
+    #[must_use]
+    pub const fn dynamic_pamt(&self) -> bool {
+        self.dynamic_pamt
+    }
+
+    /// How often calls are repeated.
+    #[must_use]
+    pub const fn budget(&self) -> RetryBudget {
+        self.budget
+    }
+}
+
+/// Something a [`Td`] dealt with by itself, or could not deal with at all.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Notice {
+    /// A block found the entry blocked: it succeeded, with the older stamp.
+    AlreadyBlocked {
+        /// The entry.
+        at: GpaEntry,
+        /// What the module said about it.
+        entry: EntryInfo,
+    },
+    /// A call is repeated.
+    Retry(SeamcallError),
+    /// A donated page could not be given back: its cache lines could not be written back, or the store was full.
+    Lost {
+        /// The page. Whoever counts frames has it in use for ever.
+        page: Hpa,
+        /// What it had been taken for.
+        kind: FrameKind,
+    },
+}
+
+/// Hears what a [`Td`] has to say. `()` does not listen.
+pub trait Observe {
+    /// Called on the path of the operation: be quick, take no lock that a caller of the table may hold.
+    fn notice(&self, notice: Notice);
+}
+
+impl Observe for () {
+    fn notice(&self, _: Notice) {}
+}
+
+impl<O: Observe + ?Sized> Observe for &O {
+    fn notice(&self, notice: Notice) {
+        (**self).notice(notice);
+    }
+}
+
+/// One TD: where to call, how to make its vCPUs leave, and the section around each call.
+///
+/// As [`External`](sept_core::External), it makes each change of one S-EPT entry. All its retries are bounded by
+/// [`TdDescription::budget`]; the section is held for one SEAMCALL at a time.
+#[derive(Debug)]
+pub struct Td<T, S, L = (), O = ()> {
+    transport: T,
+    shootdown: S,
+    lock: L,
+    observer: O,
+    description: TdDescription,
+}
+
+/// A range operation stopped half way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("stopped at {at:#x}: {error}")]
+#[non_exhaustive]
+pub struct Stopped<A> {
+    /// The first address that was not done: go on here.
+    pub at: A,
+    /// Why.
+    pub error: SeamcallError,
+}
+
+impl<T: Transport, S: Shootdown, L: TreeLock> Td<T, S, L> {
+    /// Puts a TD together. `lock` is `()` for a host with one thread, or one that lives with retries.
+    pub const fn new(transport: T, shootdown: S, lock: L, description: TdDescription) -> Self {
+        Self { transport, shootdown, lock, observer: (), description }
+    }
+}
+
+impl<T: Transport, S: Shootdown, L: TreeLock, O: Observe> Td<T, S, L, O> {
+    /// The same TD with somebody to listen.
+    pub fn with_observer<P: Observe>(self, observer: P) -> Td<T, S, L, P> {
+        let Self { transport, shootdown, lock, description, .. } = self;
+        Td { transport, shootdown, lock, observer, description }
+    }
+
+    /// Where calls go.
+    pub const fn transport(&self) -> &T {
+        &self.transport
+    }
+
+    /// How vCPUs are made to leave.
+    pub const fn shootdown(&self) -> &S {
+        &self.shootdown
+    }
+
+    /// What the TD is.
+    pub const fn description(&self) -> &TdDescription {
+        &self.description
+    }
+
+    /// The TD.
+    pub const fn tdr(&self) -> Tdr {
+        self.description.tdr
+    }
+
+    /// Measures `bytes` from `from`, both multiples of 256, with MR.EXTEND.
+    ///
+    /// Not part of mapping a page: a page that was added and not (wholly) measured cannot be taken back, so whoever
+    /// builds the TD has to know how far this came.
+    ///
+    /// # Errors
+    ///
+    /// Where it stopped, and why: go on from there. See [`mr::extend`].
+    pub fn measure(&self, from: Gpa, bytes: u64) -> Result<(), Stopped<Gpa>> {
+        let mut done = 0;
+        while done < bytes {
+            // The end of the address space: MR.EXTEND refuses what lies beyond long before.
+            let Some(at) = from.checked_add(done) else { break };
+            self.exclusive(|| mr::extend(&self.transport, self.tdr(), at))
+                .map_err(|error| Stopped { at, error })?;
+            done = done.saturating_add(mr::EXTEND_CHUNK);
+        }
+        Ok(())
+    }
+
+    /// Closes the measurement; the TD can run.
+    ///
+    /// # Errors
+    ///
+    /// See [`mr::finalize`].
+    pub fn finalize(&self) -> Result<(), SeamcallError> {
+        self.exclusive(|| mr::finalize(&self.transport, self.tdr()))
+    }
+
+    fn shared<R>(&self, call: impl Fn() -> Result<R, SeamcallError>) -> Result<R, SeamcallError> {
+        self.retried(|| self.lock.shared(&call))
+    }
+
+    fn exclusive<R>(&self, call: impl Fn() -> Result<R, SeamcallError>) -> Result<R, SeamcallError> {
+        self.retried(|| self.lock.exclusive(&call))
+    }
+
+    /// Repeats a call while it is busy or interrupted, each time from the same operands.
+    fn retried<R>(&self, call: impl Fn() -> Result<R, SeamcallError>) -> Result<R, SeamcallError> {
+        let RetryBudget { mut busy, mut restartable } = self.description.budget;
+        loop {
+            let error = match call() {
+                Ok(result) => return Ok(result),
+                Err(error) => error,
+            };
+            let budget = match error.status.code() {
+                Status::OPERAND_BUSY => &mut busy,
+                Status::INTERRUPTED_RESTARTABLE => &mut restartable,
+                _ => return Err(error),
+            };
+            let Some(rest) = budget.checked_sub(1) else { return Err(error) };
+            *budget = rest;
+            self.observer.notice(Notice::Retry(error));
+            hint::spin_loop();
+        }
+    }
+}

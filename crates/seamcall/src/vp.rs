@@ -1,0 +1,175 @@
+//! TDH.VP.*: life of a vCPU.
+//!
+//! VP.ENTER is not wrapped: it exchanges all general registers with the guest and belongs into the host's own entry
+//! code. [`enter_operand`] builds its `RCX`, [`exit`](crate::exit) reads what it comes back with.
+
+use crate::operand::{give_page, invoke};
+use crate::{FieldId, Leaf, Operand, Regs, SeamcallError, Tdr, Tdvpr, Transport, error::require_level};
+use sept_core::{Frame, Level, Returned};
+
+/// TDH.VP.CREATE (10): makes `page` the root of a new vCPU.
+///
+/// Operands: `RCX` page, `RDX` TDR. Op states INITIALIZED, STATE_IMPORT.
+///
+/// # Errors
+///
+/// The page comes back. In check order: TDR page errors on `RDX`; `TD_FATAL`; `TD_KEYS_NOT_CONFIGURED`;
+/// `TDCS_NOT_ALLOCATED`; `OPERAND_BUSY|OP_STATE`; `OP_STATE_INCORRECT`; page errors on `RCX`.
+///
+/// Source: TDX module ABI, TDH.VP.CREATE.
+#[inline]
+pub fn create<T: Transport + ?Sized>(
+    t: &T,
+    td: Tdr,
+    page: Frame,
+) -> Result<Tdvpr, Returned<SeamcallError, Frame>> {
+    let leaf = Leaf::VP_CREATE;
+    let regs = Regs { rcx: page.hpa().raw(), rdx: td.hpa().raw(), ..Regs::new() };
+    match require_level(&page, Level::L4K, leaf, Operand::RCX).and_then(|()| invoke(t, leaf, regs)) {
+        Ok(_) => Ok(Tdvpr::of_page(page.hpa())),
+        Err(error) => Err(Returned { error, held: page }),
+    }
+}
+
+/// TDH.VP.ADDCX (4): adds one page to the vCPU's control structure (TDVPS). Five, and three more for each L2 VM.
+///
+/// Operands: `RCX` page, `RDX` TDVPR. Op states INITIALIZED, STATE_IMPORT.
+///
+/// # Errors
+///
+/// The page comes back. In check order: TDVPR page errors on `RDX`; `OPERAND_BUSY|TDR`; TD state errors;
+/// `VCPU_STATE_INCORRECT`; `TDCX_NUM_INCORRECT`; page errors on `RCX`.
+///
+/// Source: TDX module ABI, TDH.VP.ADDCX.
+#[inline]
+pub fn addcx<T: Transport + ?Sized>(
+    t: &T,
+    vcpu: Tdvpr,
+    page: Frame,
+) -> Result<(), Returned<SeamcallError, Frame>> {
+    give_page(t, Leaf::VP_ADDCX, page, vcpu.hpa())
+}
+
+/// TDH.VP.INIT (22), version 0: initialises the vCPU; the guest finds `rcx` in its RCX and R8.
+///
+/// Operands: `RCX` TDVPR, `RDX` initial value. Op state INITIALIZED.
+///
+/// # Errors
+///
+/// In check order: TDVPR page errors on `RCX`; `OPERAND_BUSY|TDR`; TD state errors; `VCPU_STATE_INCORRECT`;
+/// `TDCX_NUM_INCORRECT`; `MAX_VCPUS_EXCEEDED`.
+///
+/// Source: TDX module ABI, TDH.VP.INIT.
+#[inline]
+pub fn init<T: Transport + ?Sized>(t: &T, vcpu: Tdvpr, rcx: u64) -> Result<(), SeamcallError> {
+    invoke(t, Leaf::VP_INIT, Regs { rdx: rcx, ..on_tdvpr(vcpu) }).map(drop)
+}
+
+/// TDH.VP.INIT (22), version 1: as [`init`], and sets the vCPU's x2APIC id.
+///
+/// Operands: `RCX` TDVPR, `RDX` initial value, `R8` x2APIC id.
+///
+/// # Errors
+///
+/// As [`init`]; a module without version 1 answers `OPERAND_INVALID|RAX`, a repeated id is `X2APIC_ID_NOT_UNIQUE`.
+///
+/// Source: TDX module ABI, TDH.VP.INIT; module 2.0.
+#[inline]
+pub fn init_x2apic<T: Transport + ?Sized>(
+    t: &T,
+    vcpu: Tdvpr,
+    rcx: u64,
+    x2apic_id: u32,
+) -> Result<(), SeamcallError> {
+    let regs = Regs { rdx: rcx, r8: x2apic_id.into(), ..on_tdvpr(vcpu) };
+    invoke(t, Leaf::VP_INIT.version(1), regs).map(drop)
+}
+
+/// TDH.VP.FLUSH (18): takes the vCPU off the calling CPU, so that another may enter it or the TD can be torn down.
+///
+/// Operand: `RCX` TDVPR, locked exclusively. Any op state.
+///
+/// # Errors
+///
+/// In check order: TDVPR page errors on `RCX`; `OPERAND_BUSY|TDR`; TD state errors; `VCPU_NOT_ASSOCIATED` if the
+/// vCPU is not on this CPU (it may never have been entered): nothing to do.
+///
+/// Source: TDX module ABI, TDH.VP.FLUSH.
+#[inline]
+pub fn flush<T: Transport + ?Sized>(t: &T, vcpu: Tdvpr) -> Result<(), SeamcallError> {
+    invoke(t, Leaf::VP_FLUSH, on_tdvpr(vcpu)).map(drop)
+}
+
+/// TDH.VP.RD (26), version 0: reads a metadata field of the vCPU.
+///
+/// Operands: `RCX` TDVPR, `RDX` field id. Output: `R8`.
+///
+/// # Errors
+///
+/// In check order: TDVPR page errors on `RCX`; TD state errors; `METADATA_FIELD_ID_INCORRECT`;
+/// `METADATA_FIELD_NOT_READABLE`.
+///
+/// Source: TDX module ABI, TDH.VP.RD.
+#[inline]
+pub fn rd<T: Transport + ?Sized>(t: &T, vcpu: Tdvpr, field: FieldId) -> Result<u64, SeamcallError> {
+    invoke(t, Leaf::VP_RD, Regs { rdx: field.raw(), ..on_tdvpr(vcpu) }).map(|out| out.r8)
+}
+
+/// TDH.VP.RD (26), version 1: reads a metadata field, and says which comes next (`None` after the last).
+///
+/// Operands: `RCX` TDVPR, `RDX` field id. Outputs: `R8`, `RDX`.
+///
+/// # Errors
+///
+/// As [`rd`].
+///
+/// Source: TDX module ABI, TDH.VP.RD.
+#[inline]
+pub fn rd_next<T: Transport + ?Sized>(
+    t: &T,
+    vcpu: Tdvpr,
+    field: FieldId,
+) -> Result<(u64, Option<FieldId>), SeamcallError> {
+    let out = invoke(t, Leaf::VP_RD.version(1), Regs { rdx: field.raw(), ..on_tdvpr(vcpu) })?;
+    Ok((out.r8, FieldId::next(out.rdx)))
+}
+
+/// TDH.VP.WR (43): writes the bits of a metadata field that `mask` selects; returns what was there.
+///
+/// Operands: `RCX` TDVPR, `RDX` field id, `R8` value, `R9` mask. Output: `R8`.
+///
+/// # Errors
+///
+/// In check order: as [`rd`], then `METADATA_FIELD_NOT_WRITABLE`, `METADATA_WR_MASK_NOT_VALID`,
+/// `METADATA_FIELD_VALUE_NOT_VALID`, `TD_VMCS_FIELD_ERROR`.
+///
+/// Source: TDX module ABI, TDH.VP.WR.
+#[inline]
+pub fn wr<T: Transport + ?Sized>(
+    t: &T,
+    vcpu: Tdvpr,
+    field: FieldId,
+    value: u64,
+    mask: u64,
+) -> Result<u64, SeamcallError> {
+    let regs = Regs { rdx: field.raw(), r8: value, r9: mask, ..on_tdvpr(vcpu) };
+    invoke(t, Leaf::VP_WR, regs).map(|out| out.r8)
+}
+
+/// `RCX` of TDH.VP.ENTER (0).
+///
+/// `recovered` (bit 52) says that the host dealt with the cause of the last exit; `resume_l1` (bit 53) enters L1
+/// where L2 had been running.
+///
+/// Source: TDX module ABI, TDH.VP.ENTER.
+#[must_use]
+pub const fn enter_operand(vcpu: Tdvpr, recovered: bool, resume_l1: bool) -> u64 {
+    vcpu.hpa().raw() | (recovered as u64) << 52 | (resume_l1 as u64) << 53
+}
+
+/// `RCX` = TDVPR.
+const fn on_tdvpr(vcpu: Tdvpr) -> Regs {
+    let mut regs = Regs::new();
+    regs.rcx = vcpu.hpa().raw();
+    regs
+}
