@@ -168,6 +168,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         into: &mut Obligation,
     ) -> Result<(), TableError<X::Error>> {
         let _pin = self.memory.pin();
+        self.accepts(at, into)?;
         let slot = self.fenced_slot(at, fence)?;
         let Entry::Table { hpa, .. } = slot.entry else { return Err(occupied(at, &slot)) };
         let live = self.side(hpa, SideWord::Live);

@@ -102,6 +102,11 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         Ok(())
     }
 
+    /// Refuses an obligation of another table: its tables would be settled by a memory and a TEE that never had them.
+    pub(super) fn accepts(&self, at: GpaEntry, into: &Obligation) -> Result<(), TableError<X::Error>> {
+        if into.root == self.root { Ok(()) } else { Err(TableError::ForeignObligation { at }) }
+    }
+
     /// Adds a table that the TEE has let go of, after comparing what it returned with the ledger.
     pub(super) fn chain(
         &self,

@@ -63,6 +63,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         into: &mut Obligation,
     ) -> Result<(), TableError<X::Error>> {
         let _pin = self.memory.pin();
+        self.accepts(at, into)?;
         if at.level() > self.external.max_leaf() {
             return Err(TableError::Level { at });
         }
