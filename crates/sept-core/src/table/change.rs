@@ -20,9 +20,12 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     ) -> Result<(), TableError<X::Error>> {
         let _pin = self.memory.pin();
         let Some(child) = at.level().child() else { return Err(TableError::Level { at }) };
+        if backing.is_some_and(|hpa| !hpa.is_aligned(at.level())) {
+            return Err(TableError::Level { at });
+        }
         let slot = self.slot(at, false)?;
         if slot.entry != Entry::Free {
-            return Err(TableError::State { at, found: slot.entry });
+            return Err(occupied(at, &slot));
         }
         let (mirror, pages) = self.draw(at, backing, from)?;
         let donated = self.external.addresses(&pages);
@@ -55,7 +58,9 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         fill: Fill,
     ) -> Result<(), Returned<TableError<X::Error>, Frame>> {
         let _pin = self.memory.pin();
-        if page.level() != at.level() || at.level() > self.external.max_map() {
+        // A page is copied 4 KiB at a time: a larger one would get the content of what follows its source.
+        let largest = if fill == Fill::OnAccept { self.external.max_map() } else { Level::L4K };
+        if page.level() != at.level() || at.level() > largest {
             return Err(Returned { error: TableError::Level { at }, held: page });
         }
         let slot = match self.slot(at, false) {

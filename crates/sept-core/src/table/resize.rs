@@ -93,6 +93,9 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// The first obstacle.
     pub fn mergeable(&self, at: GpaEntry) -> Result<(), TableError<X::Error>> {
         let _pin = self.memory.pin();
+        if at.level() > self.external.max_leaf() {
+            return Err(TableError::Level { at });
+        }
         let slot = self.slot(at, true)?;
         match slot.entry {
             Entry::Table { hpa, .. } => self.uniform(at, hpa).map(|_| ()),
