@@ -39,6 +39,10 @@ impl SideWord {
     /// Number of side words.
     pub const COUNT: usize = 6;
 
+    /// All side words, in the order of [`SideWord::index`].
+    pub const ALL: [Self; Self::COUNT] =
+        [Self::Live, Self::External, Self::Metadata0, Self::Metadata1, Self::Backing, Self::Link];
+
     /// Position of the word, 0 to [`SideWord::COUNT`] - 1.
     #[must_use]
     pub const fn index(self) -> usize {
