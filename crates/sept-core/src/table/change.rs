@@ -1,6 +1,6 @@
 //! Changes of one entry: link, map, block, unblock, probe, remove, unlink.
 
-use super::{Fenced, Obligation, SecurePageTable, TableError, walk::Slot};
+use super::{Fenced, Obligation, SecurePageTable, TableError, obligation::ledger, walk::Slot};
 use crate::{
     CacheKey, Entry, External, Fill, Format, Frame, FrameKind, FrameStore, GpaEntry, Hpa, LeafState, Level,
     Observed, Returned, SideWord, TableMemory, Tainted,
@@ -244,21 +244,19 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
 
     /// Writes the ledger of a table that is not published yet.
     pub(super) fn record(&self, mirror: Hpa, live: u64, donated: crate::Donated, backing: Option<Hpa>) {
-        let raw = |hpa: Option<Hpa>| hpa.map_or(0, Hpa::raw);
         let [first, second] = donated.metadata;
         let backing = if first.is_some() { backing } else { None };
         self.set_side(mirror, SideWord::Live, live);
-        self.set_side(mirror, SideWord::External, raw(donated.table));
-        self.set_side(mirror, SideWord::Metadata0, raw(first));
-        self.set_side(mirror, SideWord::Metadata1, raw(second));
-        self.set_side(mirror, SideWord::Backing, raw(backing));
+        self.set_side(mirror, SideWord::External, ledger::word(donated.table));
+        self.set_side(mirror, SideWord::Metadata0, ledger::word(first));
+        self.set_side(mirror, SideWord::Metadata1, ledger::word(second));
+        self.set_side(mirror, SideWord::Backing, ledger::word(backing));
         self.set_side(mirror, SideWord::Link, 0);
     }
 
-    fn backing(&self, mirror: Hpa) -> Option<Hpa> {
-        let metadata = self.side(mirror, SideWord::Metadata0) != 0;
-        let backing = Hpa::truncate(self.side(mirror, SideWord::Backing)).align_down(Level::L2M);
-        metadata.then_some(backing)
+    /// The host memory that the metadata pages behind a table describe, if it has any.
+    pub(super) fn backing(&self, mirror: Hpa) -> Option<Hpa> {
+        ledger::address(self.side(mirror, SideWord::Backing))
     }
 }
 

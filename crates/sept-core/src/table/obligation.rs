@@ -89,11 +89,8 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
             (SideWord::Metadata1, FrameKind::TeeMetadata, CacheKey::Module),
         ];
         for (word, kind, key) in behind {
-            let raw = self.side(mirror, word);
-            if raw == 0 {
-                continue;
-            }
-            let page: Frame<Tainted> = Frame::from_ledger(Hpa::truncate(raw), Level::L4K);
+            let Some(hpa) = ledger::address(self.side(mirror, word)) else { continue };
+            let page: Frame<Tainted> = Frame::from_ledger(hpa, Level::L4K);
             self.external.write_back(&page, key)?;
             self.set_side(mirror, word, 0);
             settled[kind] = settled[kind].saturating_add(1);
@@ -123,9 +120,8 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         ];
         let mut verdict = Ok(());
         for (word, got) in returned {
-            let raw = self.side(mirror, word);
-            if raw != got.map_or(0, Hpa::raw) {
-                let ledger = (raw != 0).then(|| Hpa::truncate(raw));
+            let ledger = ledger::address(self.side(mirror, word));
+            if ledger != got {
                 verdict = Err(TableError::Ledger { at, ledger, got });
                 self.set_side(mirror, word, 0);
             }
@@ -135,5 +131,18 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         into.count = into.count.saturating_add(1);
         into.stamp = self.epoch();
         verdict
+    }
+}
+
+/// How a side word holds an optional page address: bit 0 says whether there is one, so that page 0 can be named.
+pub(super) mod ledger {
+    use crate::{Hpa, Level};
+
+    pub(in crate::table) fn word(page: Option<Hpa>) -> u64 {
+        page.map_or(0, |hpa| hpa.raw() | 1)
+    }
+
+    pub(in crate::table) fn address(word: u64) -> Option<Hpa> {
+        (word & 1 != 0).then(|| Hpa::truncate(word).align_down(Level::L4K))
     }
 }
