@@ -111,7 +111,9 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
             |index: u16, found| TableError::NotUniform { at, child: at.child(index).unwrap_or(at), found };
         let first = F::decode(self.config, child, raw(0));
         let Entry::Leaf { hpa, state, blocked: None } = first else { return Err(odd(0, first)) };
-        if !hpa.is_aligned(at.level()) {
+        // The TEE returns the metadata pages of the merged memory; the ledger must hold those and no others.
+        let described = self.backing(mirror).is_none_or(|backing| backing == hpa);
+        if !hpa.is_aligned(at.level()) || !described {
             return Err(odd(0, first));
         }
         for index in 1..FANOUT {
