@@ -3,7 +3,7 @@
 use super::{Fenced, Obligation, SecurePageTable, TableError, obligation::ledger, walk::Slot};
 use crate::{
     CacheKey, Entry, External, Fill, Format, Frame, FrameKind, FrameStore, GpaEntry, Hpa, LeafState, Level,
-    Observed, Returned, SideWord, TableMemory, Tainted,
+    Observed, Returned, SideWord, Stamp, TableMemory, Tainted,
 };
 
 impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
@@ -101,7 +101,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
             return Err(TableError::External { at, error });
         }
         // Stamped after the TEE blocked it: a fence that began meanwhile must not count.
-        self.publish(at, &slot, slot.entry.with_blocked(Some(self.stamp())));
+        self.publish(at, &slot, slot.entry.with_blocked(Some(Stamp::of(self.stamp()))));
         Ok(())
     }
 

@@ -129,7 +129,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         self.set_side(mirror, SideWord::Link, into.first);
         into.first = mirror.raw();
         into.count = into.count.saturating_add(1);
-        into.stamp = self.epoch();
+        into.stamp = self.stamp();
         verdict
     }
 }
