@@ -113,7 +113,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     pub fn unblock(&self, at: GpaEntry, fence: &Fenced) -> Result<(), TableError<X::Error>> {
         let _pin = self.memory.pin();
         let slot = self.fenced_slot(at, fence)?;
-        self.freeze(at, &slot)?;
+        self.freeze_fenced(at, &slot, fence)?;
         if let Err(error) = self.external.unblock(at) {
             self.thaw(&slot);
             return Err(TableError::External { at, error });
@@ -151,7 +151,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         let _pin = self.memory.pin();
         let slot = self.fenced_slot(at, fence)?;
         let Entry::Leaf { hpa, .. } = slot.entry else { return Err(occupied(at, &slot)) };
-        self.freeze(at, &slot)?;
+        self.freeze_fenced(at, &slot, fence)?;
         if let Err(error) = self.external.unmap(at, hpa) {
             self.thaw(&slot);
             return Err(TableError::External { at, error });
@@ -180,7 +180,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         if live != 0 {
             return Err(TableError::NotEmpty { at, live });
         }
-        self.freeze(at, &slot)?;
+        self.freeze_fenced(at, &slot, fence)?;
         let backing = self.backing(hpa);
         match self.external.unlink(at, backing) {
             Ok(donated) => {
@@ -216,6 +216,24 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
             entry if self.covered(entry.blocked(), fence) => Ok(slot),
             _ => Err(TableError::NotFenced { at }),
         }
+    }
+
+    /// Takes a slot that [`Self::fenced_slot`] found, and whatever was read below it since, as it was then.
+    ///
+    /// The word alone is no proof of that: after 2^11 fences an entry that was unblocked, changed below and blocked
+    /// again reads the same. The proof is too old by then, so it is looked at once more.
+    pub(super) fn freeze_fenced(
+        &self,
+        at: GpaEntry,
+        slot: &Slot,
+        fence: &Fenced,
+    ) -> Result<(), TableError<X::Error>> {
+        self.freeze(at, slot)?;
+        if self.covered(slot.entry.blocked(), fence) {
+            return Ok(());
+        }
+        self.thaw(slot);
+        Err(TableError::NotFenced { at })
     }
 
     /// Draws one table's frames out of the store: all of them or none.

@@ -29,7 +29,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         };
         let (mirror, pages) = self.draw(at, Some(hpa), from)?;
         let donated = self.external.addresses(&pages);
-        if let Err(error) = self.freeze(at, &slot) {
+        if let Err(error) = self.freeze_fenced(at, &slot, fence) {
             self.restock(mirror, pages, from);
             return Err(error);
         }
@@ -73,7 +73,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         };
         let merged = self.uniform(at, mirror)?;
         let Entry::Leaf { hpa, .. } = merged else { return Err(TableError::Level { at }) };
-        self.freeze(at, &slot)?;
+        self.freeze_fenced(at, &slot, fence)?;
         match self.external.merge(at, hpa) {
             Ok(donated) => {
                 self.publish(at, &slot, merged);
