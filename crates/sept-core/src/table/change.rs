@@ -1,9 +1,9 @@
 //! Changes of one entry: link, map, block, unblock, probe, remove, unlink.
 
-use super::{Fenced, Obligation, SecurePageTable, TableError, walk::Slot};
+use super::{Fenced, Obligation, SecurePageTable, TableError, obligation::ledger, walk::Slot};
 use crate::{
     CacheKey, Entry, External, Fill, Format, Frame, FrameKind, FrameStore, GpaEntry, Hpa, LeafState, Level,
-    Observed, Returned, SideWord, TableMemory, Tainted,
+    Observed, Returned, SideWord, Stamp, TableMemory, Tainted,
 };
 
 impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
@@ -20,9 +20,12 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     ) -> Result<(), TableError<X::Error>> {
         let _pin = self.memory.pin();
         let Some(child) = at.level().child() else { return Err(TableError::Level { at }) };
+        if backing.is_some_and(|hpa| !hpa.is_aligned(at.level())) {
+            return Err(TableError::Level { at });
+        }
         let slot = self.slot(at, false)?;
         if slot.entry != Entry::Free {
-            return Err(TableError::State { at, found: slot.entry });
+            return Err(occupied(at, &slot));
         }
         let (mirror, pages) = self.draw(at, backing, from)?;
         let donated = self.external.addresses(&pages);
@@ -55,7 +58,9 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         fill: Fill,
     ) -> Result<(), Returned<TableError<X::Error>, Frame>> {
         let _pin = self.memory.pin();
-        if page.level() != at.level() || at.level() > self.external.max_map() {
+        // A page is copied 4 KiB at a time: a larger one would get the content of what follows its source.
+        let largest = if fill == Fill::OnAccept { self.external.max_map() } else { Level::L4K };
+        if page.level() != at.level() || at.level() > largest {
             return Err(Returned { error: TableError::Level { at }, held: page });
         }
         let slot = match self.slot(at, false) {
@@ -96,7 +101,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
             return Err(TableError::External { at, error });
         }
         // Stamped after the TEE blocked it: a fence that began meanwhile must not count.
-        self.publish(at, &slot, slot.entry.with_blocked(Some(self.stamp())));
+        self.publish(at, &slot, slot.entry.with_blocked(Some(Stamp::of(self.stamp()))));
         Ok(())
     }
 
@@ -108,7 +113,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     pub fn unblock(&self, at: GpaEntry, fence: &Fenced) -> Result<(), TableError<X::Error>> {
         let _pin = self.memory.pin();
         let slot = self.fenced_slot(at, fence)?;
-        self.freeze(at, &slot)?;
+        self.freeze_fenced(at, &slot, fence)?;
         if let Err(error) = self.external.unblock(at) {
             self.thaw(&slot);
             return Err(TableError::External { at, error });
@@ -146,7 +151,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         let _pin = self.memory.pin();
         let slot = self.fenced_slot(at, fence)?;
         let Entry::Leaf { hpa, .. } = slot.entry else { return Err(occupied(at, &slot)) };
-        self.freeze(at, &slot)?;
+        self.freeze_fenced(at, &slot, fence)?;
         if let Err(error) = self.external.unmap(at, hpa) {
             self.thaw(&slot);
             return Err(TableError::External { at, error });
@@ -168,13 +173,14 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         into: &mut Obligation,
     ) -> Result<(), TableError<X::Error>> {
         let _pin = self.memory.pin();
+        self.accepts(at, into)?;
         let slot = self.fenced_slot(at, fence)?;
         let Entry::Table { hpa, .. } = slot.entry else { return Err(occupied(at, &slot)) };
         let live = self.side(hpa, SideWord::Live);
         if live != 0 {
             return Err(TableError::NotEmpty { at, live });
         }
-        self.freeze(at, &slot)?;
+        self.freeze_fenced(at, &slot, fence)?;
         let backing = self.backing(hpa);
         match self.external.unlink(at, backing) {
             Ok(donated) => {
@@ -212,6 +218,24 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         }
     }
 
+    /// Takes a slot that [`Self::fenced_slot`] found, and whatever was read below it since, as it was then.
+    ///
+    /// The word alone is no proof of that: after 2^11 fences an entry that was unblocked, changed below and blocked
+    /// again reads the same. The proof is too old by then, so it is looked at once more.
+    pub(super) fn freeze_fenced(
+        &self,
+        at: GpaEntry,
+        slot: &Slot,
+        fence: &Fenced,
+    ) -> Result<(), TableError<X::Error>> {
+        self.freeze(at, slot)?;
+        if self.covered(slot.entry.blocked(), fence) {
+            return Ok(());
+        }
+        self.thaw(slot);
+        Err(TableError::NotFenced { at })
+    }
+
     /// Draws one table's frames out of the store: all of them or none.
     pub(super) fn draw(
         &self,
@@ -238,21 +262,19 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
 
     /// Writes the ledger of a table that is not published yet.
     pub(super) fn record(&self, mirror: Hpa, live: u64, donated: crate::Donated, backing: Option<Hpa>) {
-        let raw = |hpa: Option<Hpa>| hpa.map_or(0, Hpa::raw);
         let [first, second] = donated.metadata;
         let backing = if first.is_some() { backing } else { None };
         self.set_side(mirror, SideWord::Live, live);
-        self.set_side(mirror, SideWord::External, raw(donated.table));
-        self.set_side(mirror, SideWord::Metadata0, raw(first));
-        self.set_side(mirror, SideWord::Metadata1, raw(second));
-        self.set_side(mirror, SideWord::Backing, raw(backing));
+        self.set_side(mirror, SideWord::External, ledger::word(donated.table));
+        self.set_side(mirror, SideWord::Metadata0, ledger::word(first));
+        self.set_side(mirror, SideWord::Metadata1, ledger::word(second));
+        self.set_side(mirror, SideWord::Backing, ledger::word(backing));
         self.set_side(mirror, SideWord::Link, 0);
     }
 
-    fn backing(&self, mirror: Hpa) -> Option<Hpa> {
-        let metadata = self.side(mirror, SideWord::Metadata0) != 0;
-        let backing = Hpa::truncate(self.side(mirror, SideWord::Backing)).align_down(Level::L2M);
-        metadata.then_some(backing)
+    /// The host memory that the metadata pages behind a table describe, if it has any.
+    pub(super) fn backing(&self, mirror: Hpa) -> Option<Hpa> {
+        ledger::address(self.side(mirror, SideWord::Backing))
     }
 }
 

@@ -77,13 +77,12 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         ended.then_some(Quiet { root: self.root, stamp: ticket.stamp })
     }
 
-    /// The stamp for an entry that the TEE has just blocked.
-    pub(super) fn stamp(&self) -> Stamp {
-        Stamp::of(self.epoch.load(Ordering::Acquire))
-    }
-
-    pub(super) fn epoch(&self) -> u64 {
-        self.epoch.load(Ordering::Acquire)
+    /// The number for what this thread has just done: fences with this number or a later one began after it.
+    ///
+    /// Read by an atomic update, so that the fence which takes this number also sees what came before; a plain load
+    /// may run ahead of this thread's earlier stores.
+    pub(super) fn stamp(&self) -> u64 {
+        self.epoch.fetch_add(0, Ordering::AcqRel)
     }
 
     /// Whether `fence` began after the entry was blocked.
@@ -93,7 +92,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// and be refused (another fence then covers it), but never the other way round while the proof is young.
     pub(super) fn covered(&self, blocked: Option<Stamp>, fence: &Fenced) -> bool {
         let Some(blocked) = blocked else { return false };
-        let now = self.epoch();
+        let now = self.epoch.load(Ordering::Acquire);
         let proof_age = now.wrapping_sub(fence.stamp);
         let entry_age = now.wrapping_sub(blocked.raw()) & (Stamp::MODULUS - 1);
         fence.root == self.root && proof_age < MAX_AGE && entry_age >= proof_age

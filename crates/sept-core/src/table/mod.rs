@@ -180,6 +180,12 @@ pub enum TableError<E> {
         /// Entries in use.
         live: u64,
     },
+    /// The obligation belongs to another table, whose memory and TEE know nothing of this one's tables.
+    #[error("{at}: the obligation belongs to another table")]
+    ForeignObligation {
+        /// The entry.
+        at: GpaEntry,
+    },
     /// The store does not hold the frames that the operation needs.
     #[error("{at}: the store does not hold the {} frames needed", need.total())]
     NoFrames {

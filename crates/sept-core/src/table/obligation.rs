@@ -89,17 +89,19 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
             (SideWord::Metadata1, FrameKind::TeeMetadata, CacheKey::Module),
         ];
         for (word, kind, key) in behind {
-            let raw = self.side(mirror, word);
-            if raw == 0 {
-                continue;
-            }
-            let page: Frame<Tainted> = Frame::from_ledger(Hpa::truncate(raw), Level::L4K);
+            let Some(hpa) = ledger::address(self.side(mirror, word)) else { continue };
+            let page: Frame<Tainted> = Frame::from_ledger(hpa, Level::L4K);
             self.external.write_back(&page, key)?;
             self.set_side(mirror, word, 0);
             settled[kind] = settled[kind].saturating_add(1);
             to.give(kind, self.memory.scrub(page));
         }
         Ok(())
+    }
+
+    /// Refuses an obligation of another table: its tables would be settled by a memory and a TEE that never had them.
+    pub(super) fn accepts(&self, at: GpaEntry, into: &Obligation) -> Result<(), TableError<X::Error>> {
+        if into.root == self.root { Ok(()) } else { Err(TableError::ForeignObligation { at }) }
     }
 
     /// Adds a table that the TEE has let go of, after comparing what it returned with the ledger.
@@ -118,9 +120,8 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         ];
         let mut verdict = Ok(());
         for (word, got) in returned {
-            let raw = self.side(mirror, word);
-            if raw != got.map_or(0, Hpa::raw) {
-                let ledger = (raw != 0).then(|| Hpa::truncate(raw));
+            let ledger = ledger::address(self.side(mirror, word));
+            if ledger != got {
                 verdict = Err(TableError::Ledger { at, ledger, got });
                 self.set_side(mirror, word, 0);
             }
@@ -128,7 +129,20 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         self.set_side(mirror, SideWord::Link, into.first);
         into.first = mirror.raw();
         into.count = into.count.saturating_add(1);
-        into.stamp = self.epoch();
+        into.stamp = self.stamp();
         verdict
+    }
+}
+
+/// How a side word holds an optional page address: bit 0 says whether there is one, so that page 0 can be named.
+pub(super) mod ledger {
+    use crate::{Hpa, Level};
+
+    pub(in crate::table) fn word(page: Option<Hpa>) -> u64 {
+        page.map_or(0, |hpa| hpa.raw() | 1)
+    }
+
+    pub(in crate::table) fn address(word: u64) -> Option<Hpa> {
+        (word & 1 != 0).then(|| Hpa::truncate(word).align_down(Level::L4K))
     }
 }

@@ -29,7 +29,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         };
         let (mirror, pages) = self.draw(at, Some(hpa), from)?;
         let donated = self.external.addresses(&pages);
-        if let Err(error) = self.freeze(at, &slot) {
+        if let Err(error) = self.freeze_fenced(at, &slot, fence) {
             self.restock(mirror, pages, from);
             return Err(error);
         }
@@ -63,6 +63,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         into: &mut Obligation,
     ) -> Result<(), TableError<X::Error>> {
         let _pin = self.memory.pin();
+        self.accepts(at, into)?;
         if at.level() > self.external.max_leaf() {
             return Err(TableError::Level { at });
         }
@@ -72,7 +73,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         };
         let merged = self.uniform(at, mirror)?;
         let Entry::Leaf { hpa, .. } = merged else { return Err(TableError::Level { at }) };
-        self.freeze(at, &slot)?;
+        self.freeze_fenced(at, &slot, fence)?;
         match self.external.merge(at, hpa) {
             Ok(donated) => {
                 self.publish(at, &slot, merged);
@@ -92,6 +93,9 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// The first obstacle.
     pub fn mergeable(&self, at: GpaEntry) -> Result<(), TableError<X::Error>> {
         let _pin = self.memory.pin();
+        if at.level() > self.external.max_leaf() {
+            return Err(TableError::Level { at });
+        }
         let slot = self.slot(at, true)?;
         match slot.entry {
             Entry::Table { hpa, .. } => self.uniform(at, hpa).map(|_| ()),
@@ -107,7 +111,9 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
             |index: u16, found| TableError::NotUniform { at, child: at.child(index).unwrap_or(at), found };
         let first = F::decode(self.config, child, raw(0));
         let Entry::Leaf { hpa, state, blocked: None } = first else { return Err(odd(0, first)) };
-        if !hpa.is_aligned(at.level()) {
+        // The TEE returns the metadata pages of the merged memory; the ledger must hold those and no others.
+        let described = self.backing(mirror).is_none_or(|backing| backing == hpa);
+        if !hpa.is_aligned(at.level()) || !described {
             return Err(odd(0, first));
         }
         for index in 1..FANOUT {

@@ -87,6 +87,9 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         }
         let mut table = self.root;
         let mut level = F::top(self.config);
+        if at.level() > level {
+            return Err(TableError::Level { at });
+        }
         loop {
             let slot = self.read(table, level, gpa);
             if level == at.level() {
@@ -97,7 +100,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
                 (Entry::Table { blocked: Some(_), .. }, _) if !through => {
                     return Err(TableError::Hidden { at, stop });
                 }
-                (Entry::Table { hpa, .. }, Some(child)) if level > at.level() => {
+                (Entry::Table { hpa, .. }, Some(child)) => {
                     table = hpa;
                     level = child;
                 }

@@ -74,6 +74,9 @@ unsafe impl TableMemory for Arena {
         for index in 0..512 {
             self.store(table.hpa(), Word::Entry(index), entry(index), Ordering::Relaxed);
         }
+        for side in SideWord::ALL {
+            self.store(table.hpa(), Word::Side(side), 0, Ordering::Relaxed);
+        }
     }
 
     fn scrub(&self, page: Frame<Tainted>) -> Frame {

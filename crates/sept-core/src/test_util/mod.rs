@@ -1,4 +1,4 @@
-//! Test doubles on std: memory for tables, a page source that knows who holds what, storage for reservations.
+//! Test doubles on std: memory for tables, a page source that knows who holds what, storage for reservations, a TEE.
 //!
 //! They stand for the host's memory in tests and in programs that run on a modelled machine. Frames minted here name
 //! modelled memory only; never mix them with a [`TableMemory`](crate::TableMemory) that dereferences addresses.
@@ -7,8 +7,10 @@ mod arena;
 mod kick;
 mod pool;
 mod ram;
+mod tee;
 
 pub use arena::{Arena, Scrub};
 pub use kick::Kick;
 pub use pool::{FramePool, VecStore};
 pub use ram::RamLedger;
+pub use tee::{MockFault, MockLeaf, MockOp, MockPages, MockRefusal, MockTee, MockTicket};

@@ -58,7 +58,9 @@ impl RamLedger {
     fn flip(&self, hpa: Hpa, level: Level, lent: bool) -> bool {
         let first = hpa.raw().wrapping_sub(self.base.raw()) >> 12;
         let Some(end) = first.checked_add(level.pages()) else { return false };
-        if hpa < self.base || end > self.pages || !hpa.is_aligned(level) {
+        // A larger page is whole words of the bitmap, unless the base was not aligned.
+        let split_words = level > Level::L4K && first & 63 != 0;
+        if hpa < self.base || end > self.pages || !hpa.is_aligned(level) || split_words {
             return false;
         }
         let mut words = self.lent();
