@@ -25,6 +25,5 @@ for library in "${LIBRARIES[@]}"; do
         echo "$library: names above belong to std or alloc"
         exit 1
     fi
-    panics=$(grep -cE ' U core::(panicking|(option|result)::\w*_failed|slice::\w+::\w*fail|str::\w*fail|cell::panic)' <<<"$names" || true)
-    echo "$library: nothing of std or alloc; panic functions called by its own object code: $panics"
+    echo "$library: nothing of std or alloc"
 done
