@@ -216,6 +216,11 @@ impl MockTee {
         state.plan.insert((op, number), fault);
     }
 
+    /// Forgets every planned failure.
+    pub fn cancel_faults(&self) {
+        self.state().plan.clear();
+    }
+
     /// Makes the next successful `unlink` or `merge` return `donated` instead of the truth.
     pub fn misreport(&self, donated: Donated) {
         self.state().misreport = Some(donated);

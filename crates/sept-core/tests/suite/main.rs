@@ -11,7 +11,11 @@
 )]
 
 mod changes;
+mod contention;
 mod fences;
 mod formats;
+mod reference;
+mod resize;
 mod rig;
 mod settle;
+mod threads;

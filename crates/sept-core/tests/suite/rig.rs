@@ -46,7 +46,7 @@ pub(crate) struct Rig {
 #[derive(PartialEq, Debug)]
 pub(crate) struct Snapshot {
     mirror: Vec<Found>,
-    tables: Vec<Entry>,
+    tables: Vec<Result<Entry, Error>>,
     leaves: Vec<MockLeaf>,
     linked: Vec<(GpaEntry, Donated, bool)>,
     store: Vec<u32>,
@@ -235,7 +235,7 @@ impl Rig {
         let linked = self.tee().tables();
         Snapshot {
             mirror: self.table.entries(self.window()).collect(),
-            tables: linked.iter().map(|(at, ..)| self.table.entry(*at).unwrap()).collect(),
+            tables: linked.iter().map(|(at, ..)| self.table.entry(*at)).collect(),
             leaves: self.tee().leaves(),
             linked,
             store: FrameKind::ALL.iter().map(|&kind| self.store.count(kind)).collect(),

@@ -1,0 +1,88 @@
+//! An entry that somebody else is changing: everybody but its owner steps back and nothing moves.
+
+use crate::rig::{CONFIGS, Error, G1, K4, M2, Rig};
+use sept_core::{
+    Class, Classify, Entry, Format, FrameNeeds, GpaEntry, Hpa, Level, TableMemory, TdxMirror, Word,
+};
+use std::sync::atomic::Ordering;
+
+/// The word of `at`, found from the root by the levels' indices.
+fn word(rig: &Rig, at: GpaEntry) -> (Hpa, Word) {
+    let above = GpaEntry::containing(at.gpa(), at.level().parent().unwrap());
+    let Ok(Entry::Table { hpa, .. }) = rig.table.entry(above) else { panic!("no table above {at}") };
+    (hpa, Word::Entry(at.level().index(at.gpa())))
+}
+
+/// Does what the owner of an entry does for as long as the TEE works on it.
+fn while_frozen(rig: &mut Rig, at: GpaEntry, work: impl FnOnce(&mut Rig)) {
+    let (table, word) = word(rig, at);
+    let raw = rig.table.memory().load(table, word, Ordering::Acquire);
+    let frozen = TdxMirror::encode(rig.table.config(), at.level(), Entry::Frozen);
+    rig.table.memory().store(table, word, frozen, Ordering::Release);
+    work(rig);
+    assert_eq!(rig.table.memory().load(table, word, Ordering::Acquire), frozen, "somebody broke in");
+    rig.table.memory().store(table, word, raw, Ordering::Release);
+    rig.check();
+}
+
+/// As [`Rig::refused`], while the mirror and the TEE may not be compared.
+fn contended(rig: &mut Rig, at: GpaEntry, operation: impl FnOnce(&mut Rig) -> Result<(), Error>) {
+    let before = rig.snapshot();
+    assert_eq!(operation(rig), Err(Error::Contended { at }));
+    assert_eq!(rig.snapshot(), before);
+    assert_eq!(Error::Contended { at }.class(), Class::Retry);
+}
+
+#[test]
+fn every_operation_steps_back() {
+    let mut rig = Rig::new(CONFIGS[0], false);
+    rig.link_to(0, K4);
+    rig.map(0, 0, K4, true).unwrap();
+    rig.map(2 << 20, 2 << 20, M2, false).unwrap();
+    for (offset, level) in [(0, K4), (0, M2), (2 << 20, M2), (4096, K4), (4 << 20, M2)] {
+        let at = rig.at(offset, level);
+        let _ = rig.table.block(at); // the free ones cannot be
+        let fence = rig.fence();
+        while_frozen(&mut rig, at, |rig| {
+            let found = rig.table.lookup(rig.gpa(offset)).unwrap();
+            assert_eq!((found.at, found.entry), (at, Entry::Frozen), "readers see it and do not wait");
+            assert_eq!(rig.table.entry(at), Ok(Entry::Frozen));
+            contended(rig, at, |rig| rig.table.block(at));
+            contended(rig, at, |rig| rig.table.unblock(at, &fence));
+            contended(rig, at, |rig| rig.remove(at, &fence));
+            contended(rig, at, |rig| rig.unlink(at, &fence));
+            contended(rig, at, |rig| rig.merge(at, &fence));
+            contended(rig, at, |rig| rig.map(offset, 8 << 20, level, false));
+            if level > K4 {
+                contended(rig, at, |rig| rig.split(at, &fence));
+                contended(rig, at, |rig| rig.link(at, None));
+            }
+        });
+        let _ = rig.table.unblock(at, &fence);
+    }
+    assert_eq!(rig.tee().refused(), []);
+}
+
+#[test]
+fn a_table_being_changed_hides_what_is_below() {
+    let mut rig = Rig::new(CONFIGS[2], false);
+    rig.link_to(0, K4);
+    rig.map(0, 0, K4, true).unwrap();
+    for level in [M2, G1, Level::L512G] {
+        let (at, stop, free) = (rig.at(0, K4), rig.at(0, level), rig.at(4096, K4));
+        let fence = rig.block_and_fence(at);
+        while_frozen(&mut rig, stop, |rig| {
+            contended(rig, stop, |rig| rig.table.block(free));
+            contended(rig, stop, |rig| rig.table.probe(at).map(|_| ()));
+            contended(rig, stop, |rig| rig.remove(at, &fence));
+            contended(rig, stop, |rig| rig.map(4096, 4096, K4, false));
+            assert_eq!(rig.table.entry(at), Err(Error::Contended { at: stop }));
+            let items: Vec<_> = rig.table.entries(at.range()).collect();
+            assert_eq!(items.len(), 1);
+            assert_eq!((items[0].at, items[0].entry), (stop, Entry::Frozen));
+        });
+        rig.table.unblock(at, &fence).unwrap();
+    }
+    rig.stock(FrameNeeds::NONE);
+    assert_eq!(rig.tee().refused(), []);
+}
