@@ -47,6 +47,8 @@ enum Op {
     ProbeAll(u64),
     Settle,
     Fail(MockOp, MockFault),
+    /// Block, fence, and then the operation: the usual way to change something.
+    Removal(Target, Box<Op>),
 }
 
 fn target() -> impl Strategy<Value = Target> {
@@ -69,22 +71,28 @@ fn op() -> impl Strategy<Value = Op> {
         MockOp::Probe,
     ]);
     let fault = prop::sample::select(vec![MockFault::Busy, MockFault::BusyAfterWrite, MockFault::Fatal]);
+    let change = || {
+        prop_oneof![
+            1 => target().prop_map(|at| (at, Op::Unblock(at))),
+            5 => target().prop_map(|at| (at, Op::Split(at))),
+            5 => region().prop_map(|region| (Target::Region(region), Op::Merge(region))),
+            2 => target().prop_map(|at| (at, Op::Remove(at))),
+            2 => region().prop_map(|region| (Target::Region(region), Op::Unlink(region))),
+        ]
+    };
     prop_oneof![
-        2 => region().prop_map(Op::Link),
-        3 => (target(), rarely(), any::<bool>()).prop_map(|(at, other, added)| Op::Map { at, other, added }),
-        2 => (region(), rarely(), any::<bool>())
+        4 => region().prop_map(Op::Link),
+        6 => (target(), rarely(), any::<bool>()).prop_map(|(at, other, added)| Op::Map { at, other, added }),
+        4 => (region(), rarely(), any::<bool>())
             .prop_map(|(region, other, added)| Op::MapAll { region, other, added }),
-        5 => target().prop_map(Op::Block),
-        5 => Just(Op::Fence),
-        2 => target().prop_map(Op::Unblock),
-        3 => target().prop_map(Op::Split),
-        3 => region().prop_map(Op::Merge),
-        2 => target().prop_map(Op::Remove),
-        2 => region().prop_map(Op::Unlink),
-        1 => (0..PAGES, prop_oneof![Just(1_u64), Just(PAGES)]).prop_map(|(page, count)| Op::Accept { page, count }),
-        2 => target().prop_map(Op::Probe),
-        1 => region().prop_map(Op::ProbeAll),
-        1 => Just(Op::Settle),
+        4 => target().prop_map(Op::Block),
+        4 => Just(Op::Fence),
+        8 => change().prop_map(|(_, op)| op),
+        16 => change().prop_map(|(at, op)| Op::Removal(at, Box::new(op))),
+        2 => (0..PAGES, prop_oneof![Just(1_u64), Just(PAGES)]).prop_map(|(page, count)| Op::Accept { page, count }),
+        3 => target().prop_map(Op::Probe),
+        2 => region().prop_map(Op::ProbeAll),
+        2 => Just(Op::Settle),
         1 => (failing, fault).prop_map(|(op, fault)| Op::Fail(op, fault)),
     ]
 }
@@ -227,6 +235,13 @@ impl World {
                 }
             }
             Op::Fence => self.fence = self.rig.fence(),
+            Op::Removal(at, ref op) => {
+                self.run(&Op::Block(at));
+                self.run(&Op::Fence);
+                self.run(op);
+                // Nothing stays blocked for long, as on a host that goes on.
+                self.run(&Op::Unblock(at));
+            }
             Op::Unblock(target) => {
                 let at = self.entry(target).0;
                 self.call(MockOp::Unblock, at, true, |rig| rig.table.unblock(at, &fence));
@@ -349,7 +364,7 @@ proptest! {
         config in 0..CONFIGS.len(),
         page in prop::sample::select(vec![K4, M2]),
         metadata: bool,
-        ops in prop::collection::vec(op(), 1..60),
+        ops in prop::collection::vec(op(), 1..100),
     ) {
         let mut world = World::new(config, page, metadata);
         let empty = world.rig.pool.outstanding();
