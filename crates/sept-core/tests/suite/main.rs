@@ -5,8 +5,10 @@
 
 #![expect(
     clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
     clippy::arithmetic_side_effects,
-    clippy::missing_panics_doc,
+    clippy::std_instead_of_core,
     reason = "tests fail by panicking; their numbers are small"
 )]
 
@@ -14,6 +16,7 @@ mod changes;
 mod contention;
 mod fences;
 mod formats;
+mod operations;
 mod reference;
 mod resize;
 mod rig;

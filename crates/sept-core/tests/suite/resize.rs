@@ -72,7 +72,7 @@ fn a_1g_page_is_made_split_and_made_again() {
     let mut rig = Rig::new(CONFIGS[2], true);
     rig.link_to(0, M2);
     let len = 1 << 30;
-    for offset in (0..len).step_by(REGION as usize) {
+    for offset in (0..len).step_by(2 << 20) {
         rig.map(offset, len + offset, M2, false).unwrap();
     }
     let expect = straight(len, len, 1 << 16, LeafState::Pending);

@@ -20,7 +20,7 @@ fn fault(rig: &Rig, start: &Barrier, pages: impl Iterator<Item = u64>, ram: u64)
                         continue;
                     }
                     Error::State { found: Entry::Leaf { .. }, .. } => {
-                        rig.ram.take_back(refused.held).unwrap()
+                        rig.ram.take_back(refused.held).unwrap();
                     }
                     error => panic!("{error}"),
                 },
