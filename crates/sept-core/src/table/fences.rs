@@ -15,6 +15,8 @@ pub struct FenceTicket<T> {
 }
 
 /// Proof that everything blocked in this table before the fence began is out of reach of the guest.
+///
+/// Good for any number of entries until 2^11 more fences and grace periods were started; then it covers nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct Fenced {
     root: Hpa,
@@ -60,14 +62,15 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         FenceTicket { root: self.root, stamp, tee: false, ticket: self.external.grace() }
     }
 
-    /// The proof, once the fence has ended. Never waits.
+    /// The proof, once the fence has ended. Never waits. Always `None` for the ticket of a grace period or of another
+    /// table: do not wait for those.
     #[must_use]
     pub fn fenced(&self, ticket: &FenceTicket<X::Ticket>) -> Option<Fenced> {
         let ended = ticket.tee && ticket.root == self.root && self.external.fenced(ticket.ticket);
         ended.then_some(Fenced { root: self.root, stamp: ticket.stamp })
     }
 
-    /// The proof, once the grace period (or fence) has ended. Never waits.
+    /// The proof, once the grace period (or fence) has ended. Never waits. Always `None` for another table's ticket.
     #[must_use]
     pub fn quiet(&self, ticket: &FenceTicket<X::Ticket>) -> Option<Quiet> {
         let ended = ticket.root == self.root && self.external.fenced(ticket.ticket);
