@@ -14,6 +14,7 @@
 
 mod changes;
 mod contention;
+mod doubles;
 mod fences;
 mod formats;
 mod operations;
