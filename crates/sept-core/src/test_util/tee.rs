@@ -1,11 +1,11 @@
 //! A TEE for tests: its own model of the external table, which refuses what a TDX module would refuse.
 
 mod external;
+mod hooks;
 mod model;
 
 use crate::{
-    CacheKey, Class, Classify, Donated, External, Fill, Frame, FrameKind, FrameNeeds, FrameStore, Gpa,
-    GpaEntry, Hpa, LeafState, Level, Observed, Returned, Tainted,
+    CacheKey, Class, Classify, Donated, Frame, FrameKind, FrameNeeds, Gpa, GpaEntry, Hpa, LeafState, Level,
 };
 use model::Model;
 use std::{
@@ -142,6 +142,7 @@ struct State {
     held: bool,
     calls: BTreeMap<MockOp, u64>,
     plan: BTreeMap<(MockOp, u64), MockFault>,
+    hooks: hooks::Hooks,
     misreport: Option<Donated>,
     refused: Vec<(MockOp, MockRefusal)>,
     written_back: Vec<(Hpa, Level, CacheKey)>,
@@ -176,6 +177,7 @@ impl MockTee {
             held: false,
             calls: BTreeMap::new(),
             plan: BTreeMap::new(),
+            hooks: hooks::Hooks::new(),
             misreport: None,
             refused: Vec::new(),
             written_back: Vec::new(),

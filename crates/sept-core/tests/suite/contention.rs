@@ -1,10 +1,11 @@
 //! An entry that somebody else is changing: everybody but its owner steps back and nothing moves.
 
-use crate::rig::{CONFIGS, Error, G1, K4, M2, Rig};
+use crate::rig::{CONFIGS, Error, G1, K4, M2, Rig, Table};
+use sept_core::test_util::MockOp;
 use sept_core::{
-    Class, Classify, Entry, Format, FrameNeeds, GpaEntry, Hpa, Level, TableMemory, TdxMirror, Word,
+    Class, Classify, Entry, Fill, Format, FrameNeeds, GpaEntry, Hpa, Level, TableMemory, TdxMirror, Word,
 };
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, atomic::Ordering, mpsc};
 
 /// The word of `at`, found from the root by the levels' indices.
 fn word(rig: &Rig, at: GpaEntry) -> (Hpa, Word) {
@@ -85,4 +86,95 @@ fn a_table_being_changed_hides_what_is_below() {
     }
     rig.stock(FrameNeeds::NONE);
     assert_eq!(rig.tee().refused(), []);
+}
+
+/// Runs `meanwhile` inside the next call of `op`, and says what it saw.
+fn during<T: Send + 'static>(
+    rig: &Rig,
+    op: MockOp,
+    after: bool,
+    meanwhile: impl FnOnce(&Table) -> T + Send + 'static,
+) -> mpsc::Receiver<T> {
+    let (send, seen) = mpsc::channel();
+    let table = Arc::clone(&rig.table);
+    let hook = move || send.send(meanwhile(&table)).unwrap();
+    if after {
+        rig.tee().after(op, 1, hook);
+    } else {
+        rig.tee().before(op, 1, hook);
+    }
+    seen
+}
+
+#[test]
+fn nobody_comes_between_the_tee_and_the_mirror() {
+    for after in [false, true] {
+        let mut rig = Rig::new(CONFIGS[0], false);
+        rig.link_to(0, K4);
+        let (at, twin) = (rig.at(0, K4), rig.page(4096, K4));
+        let seen = during(&rig, MockOp::Map, after, move |table| {
+            let refused = table.map(at, twin, Fill::OnAccept).unwrap_err();
+            (refused.error, refused.held, table.block(at), table.entry(at))
+        });
+        rig.map(0, 0, K4, false).unwrap();
+        let (error, twin, block, entry) = seen.try_recv().unwrap();
+        assert_eq!((error, block), (Error::Contended { at }, Err(Error::Contended { at })));
+        assert_eq!((twin.hpa(), entry), (Rig::hpa(4096), Ok(Entry::Frozen)));
+        rig.ram.take_back(twin).unwrap();
+        rig.check();
+
+        let fence = rig.block_and_fence(at);
+        let seen =
+            during(&rig, MockOp::Unmap, after, move |table| (table.unblock(at, &fence), table.block(at)));
+        rig.remove(at, &fence).unwrap();
+        let contended = Err(Error::Contended { at });
+        assert_eq!(seen.try_recv().unwrap(), (contended, contended));
+        rig.check();
+        assert_eq!(rig.tee().refused(), []);
+    }
+}
+
+/// A fence that starts while the TEE is at a block may miss it: its proof must not cover the entry unless the TEE
+/// agrees. The same for a block while the TEE is at a fence.
+#[test]
+fn fences_and_blocks_may_cross() {
+    for after in [false, true] {
+        let mut rig = Rig::new(CONFIGS[0], false);
+        rig.map_region(0, 0);
+        let (first, second) = (rig.at(0, K4), rig.at(4096, K4));
+        let seen = during(&rig, MockOp::Block, after, |table| {
+            let ticket = table.fence().unwrap();
+            table.fenced(&ticket).unwrap()
+        });
+        rig.table.block(first).unwrap();
+        let crossed = seen.try_recv().unwrap();
+        if rig.tee().would(MockOp::Unmap, first).is_err() {
+            assert_eq!(rig.remove(first, &crossed), Err(Error::NotFenced { at: first }));
+        }
+
+        let seen = during(&rig, MockOp::Fence, after, move |table| table.block(second));
+        let crossed = rig.fence();
+        assert_eq!(seen.try_recv().unwrap(), Ok(()));
+        if rig.tee().would(MockOp::Unmap, second).is_err() {
+            assert_eq!(rig.remove(second, &crossed), Err(Error::NotFenced { at: second }));
+        }
+        let fence = rig.fence();
+        let _ = rig.remove(first, &fence);
+        rig.remove(second, &fence).unwrap();
+        rig.check();
+        assert_eq!(rig.tee().refused(), [], "the table trusted a fence that the TEE does not");
+    }
+}
+
+/// A table that is linked, filled or taken out elsewhere while the TEE works here does not disturb.
+#[test]
+fn neighbours_do_not_disturb_each_other() {
+    let mut rig = Rig::new(CONFIGS[2], false);
+    rig.link_to(0, K4);
+    let (neighbour, page) = (rig.at(4096, K4), rig.page(4096, K4));
+    let seen =
+        during(&rig, MockOp::Map, false, move |table| table.map(neighbour, page, Fill::OnAccept).is_ok());
+    rig.map(0, 0, K4, false).unwrap();
+    assert_eq!(seen.try_recv(), Ok(true));
+    rig.check();
 }
