@@ -178,3 +178,36 @@ fn neighbours_do_not_disturb_each_other() {
     assert_eq!(seen.try_recv(), Ok(true));
     rig.check();
 }
+
+/// Every change of the TEE's table is made under a frozen entry, from before the call until after it.
+#[test]
+fn every_call_finds_its_entry_frozen() {
+    for after in [false, true] {
+        let mut rig = Rig::new(CONFIGS[1], false);
+        rig.link_to(0, M2);
+        let at = rig.at(0, M2);
+        let watch = |rig: &Rig, op| during(rig, op, after, move |table| table.entry(at));
+        let mut seen = vec![watch(&rig, MockOp::Map), watch(&rig, MockOp::Block), watch(&rig, MockOp::Split)];
+        rig.map(0, 0, M2, false).unwrap();
+        let fence = rig.block_and_fence(at);
+        rig.split(at, &fence).unwrap();
+        seen.extend([watch(&rig, MockOp::Block), watch(&rig, MockOp::Unblock), watch(&rig, MockOp::Merge)]);
+        let fence = rig.block_and_fence(at);
+        rig.table.unblock(at, &fence).unwrap();
+        let fence = rig.block_and_fence(at);
+        rig.merge(at, &fence).unwrap();
+        let fence = rig.block_and_fence(at);
+        seen.push(watch(&rig, MockOp::Unmap));
+        rig.remove(at, &fence).unwrap();
+        seen.push(watch(&rig, MockOp::Link));
+        rig.link(at, None).unwrap();
+        let fence = rig.block_and_fence(at);
+        seen.push(watch(&rig, MockOp::Unlink));
+        rig.unlink(at, &fence).unwrap();
+        for seen in seen {
+            assert_eq!(seen.try_recv().unwrap(), Ok(Entry::Frozen));
+        }
+        rig.settle();
+        rig.check();
+    }
+}
