@@ -14,31 +14,31 @@ use std::{
     vec::Vec,
 };
 
-/// The calls of [`External`] that [`MockTee`] counts and can make fail.
+/// The calls of [`External`](crate::External) that [`MockTee`] counts and can make fail.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 #[expect(clippy::exhaustive_enums, reason = "one for each fallible method of External")]
 pub enum MockOp {
-    /// [`External::link`].
+    /// [`External::link`](crate::External::link).
     Link,
-    /// [`External::unlink`].
+    /// [`External::unlink`](crate::External::unlink).
     Unlink,
-    /// [`External::map`].
+    /// [`External::map`](crate::External::map).
     Map,
-    /// [`External::unmap`].
+    /// [`External::unmap`](crate::External::unmap).
     Unmap,
-    /// [`External::block`].
+    /// [`External::block`](crate::External::block).
     Block,
-    /// [`External::unblock`].
+    /// [`External::unblock`](crate::External::unblock).
     Unblock,
-    /// [`External::fence`].
+    /// [`External::fence`](crate::External::fence).
     Fence,
-    /// [`External::split`].
+    /// [`External::split`](crate::External::split).
     Split,
-    /// [`External::merge`].
+    /// [`External::merge`](crate::External::merge).
     Merge,
-    /// [`External::probe`].
+    /// [`External::probe`](crate::External::probe).
     Probe,
-    /// [`External::write_back`].
+    /// [`External::write_back`](crate::External::write_back).
     WriteBack,
 }
 
