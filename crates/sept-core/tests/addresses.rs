@@ -1,6 +1,6 @@
 //! Addresses, levels and ranges against plain 128-bit arithmetic.
 
-#![expect(clippy::unwrap_used, clippy::arithmetic_side_effects, reason = "tests fail by panicking")]
+#![expect(clippy::arithmetic_side_effects, reason = "tests fail by panicking")]
 
 use proptest::prelude::*;
 use sept_core::{FrameKind, FrameNeeds, Gpa, GpaEntry, GpaRange, Hpa, Level};

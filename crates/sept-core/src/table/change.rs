@@ -9,9 +9,16 @@ use crate::{
 impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// Hangs an empty table into the free entry `at`, with exactly [`SecurePageTable::table_cost`] frames of `from`.
     ///
+    /// `backing` is the host memory of `at`'s size, aligned to it, that the table's leaves will map, if it is one
+    /// piece; a table linked with metadata pages can be merged into that memory only. One walk, one pass over the new
+    /// table, one call into the TEE.
+    ///
     /// # Errors
     ///
-    /// Nothing changed and `from` holds what it held.
+    /// Nothing changed and `from` holds what it held: [`TableError::Level`] at 4K, above the root or with a misaligned
+    /// `backing`; [`TableError::State`] if `at` is not free; [`TableError::NoFrames`]; [`TableError::OutOfRange`],
+    /// [`TableError::NoTable`] and [`TableError::Hidden`] from the walk; [`TableError::Contended`];
+    /// [`TableError::External`].
     pub fn link(
         &self,
         at: GpaEntry,
@@ -46,11 +53,13 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         Ok(())
     }
 
-    /// Maps `page` at the free entry `at`. Safe to call from several threads; one wins.
+    /// Maps `page` at the free entry `at`. Safe to call from several threads; one wins. One walk, one call into the TEE.
     ///
     /// # Errors
     ///
-    /// Nothing changed; the page comes back.
+    /// Nothing changed; the page comes back: [`TableError::Level`] if the page has not `at`'s size, is larger than
+    /// [`External::max_map`], or larger than 4 KiB with [`Fill::Copy`]; [`TableError::State`] if `at` is not free; and
+    /// those of the walk, of contention and of the TEE as with [`SecurePageTable::link`].
     pub fn map(
         &self,
         at: GpaEntry,
@@ -82,11 +91,13 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         Ok(())
     }
 
-    /// Hides a page or table from the guest. An entry that is blocked already stays as it is.
+    /// Hides a page or table from the guest. An entry that is blocked already stays as it is and keeps its place
+    /// before the fences that followed. One walk, one call into the TEE.
     ///
     /// # Errors
     ///
-    /// Nothing changed.
+    /// Nothing changed: [`TableError::State`] if `at` is free; and those of the walk, of contention and of the TEE as
+    /// with [`SecurePageTable::link`].
     pub fn block(&self, at: GpaEntry) -> Result<(), TableError<X::Error>> {
         let _pin = self.memory.pin();
         let slot = self.slot(at, false)?;
@@ -105,11 +116,13 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         Ok(())
     }
 
-    /// Shows a blocked and fenced entry to the guest again.
+    /// Shows a blocked and fenced entry to the guest again. One walk, one call into the TEE.
     ///
     /// # Errors
     ///
-    /// Nothing changed.
+    /// Nothing changed: [`TableError::NotFenced`] if `at` is not blocked, or was blocked after `fence` began, or the
+    /// proof is another table's or expired; [`TableError::State`] if `at` is free; and those of the walk, of contention
+    /// and of the TEE as with [`SecurePageTable::link`].
     pub fn unblock(&self, at: GpaEntry, fence: &Fenced) -> Result<(), TableError<X::Error>> {
         let _pin = self.memory.pin();
         let slot = self.fenced_slot(at, fence)?;
@@ -122,11 +135,12 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         Ok(())
     }
 
-    /// Asks the TEE what `at` holds and notes an acceptance that the host could not see.
+    /// Asks the TEE what `at` holds and notes an acceptance that the host could not see. A blocked page keeps the state
+    /// it is known by. One walk, one call into the TEE, which may meet another thread's call on the same entry.
     ///
     /// # Errors
     ///
-    /// Nothing changed.
+    /// Nothing was noted; as [`SecurePageTable::block`], but a free entry can be probed.
     pub fn probe(&self, at: GpaEntry) -> Result<Observed, TableError<X::Error>> {
         let _pin = self.memory.pin();
         let slot = self.slot(at, false)?;
@@ -142,11 +156,12 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         Ok(observed)
     }
 
-    /// Takes the blocked and fenced page at `at` out of the guest; its content is lost.
+    /// Takes the blocked and fenced page at `at` out of the guest; its content is lost. Of `at`'s size; pass it to
+    /// [`SecurePageTable::reclaim`]. One walk, one call into the TEE.
     ///
     /// # Errors
     ///
-    /// Nothing changed.
+    /// Nothing changed: [`TableError::State`] if `at` is no page; else as [`SecurePageTable::unblock`].
     pub fn remove(&self, at: GpaEntry, fence: &Fenced) -> Result<Frame<Tainted>, TableError<X::Error>> {
         let _pin = self.memory.pin();
         let slot = self.fenced_slot(at, fence)?;
@@ -161,11 +176,13 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         Ok(Frame::from_ledger(hpa, at.level()))
     }
 
-    /// Takes the blocked, fenced and empty table out of `at` and adds it to `into`.
+    /// Takes the blocked, fenced and empty table out of `at` and adds it to `into`. One walk, one call into the TEE.
     ///
     /// # Errors
     ///
-    /// Nothing changed, except with [`TableError::Ledger`].
+    /// Nothing changed: [`TableError::NotEmpty`]; [`TableError::State`] if `at` is no table;
+    /// [`TableError::ForeignObligation`]; else as [`SecurePageTable::unblock`]. But with [`TableError::Ledger`] the table
+    /// is out and in `into`, and only the pages in dispute are lost.
     pub fn unlink(
         &self,
         at: GpaEntry,

@@ -7,7 +7,9 @@ use core::fmt;
 /// Iterator over where walks end in a range, in address order.
 ///
 /// Each item covers at least the next address; the first and last may reach beyond the range. It holds a
-/// [`TableMemory::Pin`]; drop it before a fence is awaited, and go on with a new one from the last address.
+/// [`TableMemory::Pin`]; drop it before a fence is awaited, and go on with a new one from the last address. Each item
+/// is what an entry held at some moment since the iterator began: one read for neighbours in a table, a walk for the
+/// first one. An entry that is being changed comes as [`Entry::Frozen`] and hides what is below it.
 pub struct Entries<'a, F: Format, M: TableMemory + 'a, X: External> {
     table: &'a SecurePageTable<F, M, X>,
     /// Held for as long as `near` may be read.

@@ -15,6 +15,8 @@ pub struct FenceTicket<T> {
 }
 
 /// Proof that everything blocked in this table before the fence began is out of reach of the guest.
+///
+/// Good for any number of entries until 2^11 more fences and grace periods were started; then it covers nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct Fenced {
     root: Hpa,
@@ -35,9 +37,6 @@ impl Fenced {
         Quiet { root: self.root, stamp: self.stamp }
     }
 }
-
-/// Proofs older than this many fences are no longer accepted: stamps in entries count modulo twice as much.
-const MAX_AGE: u64 = Stamp::MODULUS / 2;
 
 impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// Starts a fence for everything blocked so far.
@@ -63,14 +62,15 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         FenceTicket { root: self.root, stamp, tee: false, ticket: self.external.grace() }
     }
 
-    /// The proof, once the fence has ended. Never waits.
+    /// The proof, once the fence has ended. Never waits. Always `None` for the ticket of a grace period or of another
+    /// table: do not wait for those.
     #[must_use]
     pub fn fenced(&self, ticket: &FenceTicket<X::Ticket>) -> Option<Fenced> {
         let ended = ticket.tee && ticket.root == self.root && self.external.fenced(ticket.ticket);
         ended.then_some(Fenced { root: self.root, stamp: ticket.stamp })
     }
 
-    /// The proof, once the grace period (or fence) has ended. Never waits.
+    /// The proof, once the grace period (or fence) has ended. Never waits. Always `None` for another table's ticket.
     #[must_use]
     pub fn quiet(&self, ticket: &FenceTicket<X::Ticket>) -> Option<Quiet> {
         let ended = ticket.root == self.root && self.external.fenced(ticket.ticket);
@@ -87,14 +87,15 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
 
     /// Whether `fence` began after the entry was blocked.
     ///
-    /// With `now` the present epoch, an entry blocked in epoch `b` is covered iff `b <= fence.stamp`, that is
-    /// `now - b >= now - fence.stamp`. Only `b` modulo 2^11 is known: an entry blocked long ago may look younger
-    /// and be refused (another fence then covers it), but never the other way round while the proof is young.
+    /// With `now` the present number, an entry blocked under number `b` is covered iff `b <= fence.stamp`, that is
+    /// `now - b >= now - fence.stamp`. Only `b` modulo 2^11 is known, and so `now - b` modulo 2^11, which is never more
+    /// than the true age: an entry blocked long ago may look younger and be refused (the next fence, or the one after
+    /// it, covers it), but never the other way round. A proof expires after 2^11 fences, because no entry looks as old.
     pub(super) fn covered(&self, blocked: Option<Stamp>, fence: &Fenced) -> bool {
         let Some(blocked) = blocked else { return false };
         let now = self.epoch.load(Ordering::Acquire);
         let proof_age = now.wrapping_sub(fence.stamp);
         let entry_age = now.wrapping_sub(blocked.raw()) & (Stamp::MODULUS - 1);
-        fence.root == self.root && proof_age < MAX_AGE && entry_age >= proof_age
+        fence.root == self.root && entry_age >= proof_age
     }
 }

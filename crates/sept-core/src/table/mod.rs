@@ -15,8 +15,15 @@
 //! is overwritten ([`SecurePageTable::reclaim`]). A table that was unlinked or merged may still be read by a software
 //! walk, so it goes into an [`Obligation`], chained through side words that no walker reads; the obligation turns into
 //! frames again in [`SecurePageTable::settle`], after a grace period. Every operation here holds a
-//! [`TableMemory::Pin`] while it walks, which is what a grace period waits for. It is also why nobody can be below a
-//! table that is blocked and fenced: walks that began earlier have ended, later ones stop at the blocked entry.
+//! [`TableMemory::Pin`] while it walks, which is what a grace period waits for. It is also why nobody can change
+//! anything below a table that is blocked and fenced: changes that began earlier have ended, later ones stop at the
+//! blocked entry, and readers that go on below it only read. So a merge or an unlink may look at the entries below
+//! first and freeze the table's entry then: if it is still the same word under the same proof, nothing below changed.
+//!
+//! *Why no fence is credited with too much.* An entry is stamped with the number of fences started, read after the TEE
+//! blocked it and before it is published; a fence draws its number before the TEE starts it. Both are updates of one
+//! counter, so a fence with the stamp's number or a later one has seen the block. A walk that begins after such a
+//! fence meets the entry frozen or blocked, never as it was.
 //!
 //! *Memory.* Tables come out of a [`FrameStore`] that was filled before; nothing here allocates. The side words of a
 //! mirror table are the ledger of what stands behind it: the TEE returns addresses, the table compares them with its
@@ -56,7 +63,7 @@ pub struct SecurePageTable<F: Format, M: TableMemory, X: External> {
 }
 
 impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
-    /// An empty table whose root mirror page is `root`. The TEE's root exists already.
+    /// An empty table whose root mirror page is `root`, a 4 KiB frame. The TEE's root exists already.
     pub fn new(config: F::Config, memory: M, external: X, root: Frame) -> Self {
         let free = F::encode(config, F::top(config), Entry::Free);
         memory.write_detached(&root, |_| free);

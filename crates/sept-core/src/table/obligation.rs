@@ -52,6 +52,9 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
 
     /// Turns the tables of `owed` into frames again and gives them to `to`. Says how many of each kind.
     ///
+    /// For each table: its mirror page, and each page behind it after a write-back and an overwrite. Time is
+    /// proportional to the number of pages.
+    ///
     /// # Errors
     ///
     /// The grace period began before the last table was unlinked, or the TEE refused a write-back: the rest comes

@@ -10,11 +10,14 @@ const FANOUT: u16 = 512;
 impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// Splits the blocked and fenced page at `at`, with exactly [`SecurePageTable::table_cost`] frames of `from`.
     ///
-    /// The guest sees the 512 pages at once, unblocked. One pass over the new table, one release store.
+    /// The guest sees the 512 pages at once, unblocked. One walk, one pass over the new table, one call into the TEE,
+    /// one release store.
     ///
     /// # Errors
     ///
-    /// Nothing changed and `from` holds what it held (a page that the TEE may have written was overwritten).
+    /// Nothing changed and `from` holds what it held (a page that the TEE may have written was overwritten):
+    /// [`TableError::Level`] at 4K; [`TableError::State`] if `at` is no page; [`TableError::NoFrames`]; else as
+    /// [`SecurePageTable::unblock`].
     pub fn split(
         &self,
         at: GpaEntry,
@@ -51,11 +54,14 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// Merges the blocked and fenced table at `at` into one page and adds the table to `into`.
     ///
     /// All 512 entries must be unblocked pages of one state whose memory is contiguous and aligned. The guest sees
-    /// the one page at once, unblocked. One pass over the table, one release store.
+    /// the one page at once, unblocked. One walk, one pass over the table, one call into the TEE, one release store.
     ///
     /// # Errors
     ///
-    /// Nothing changed, except with [`TableError::Ledger`].
+    /// Nothing changed: [`TableError::Level`] above [`External::max_leaf`]; [`TableError::NotUniform`] with the
+    /// first page that does not fit; [`TableError::State`] if `at` is no table; [`TableError::ForeignObligation`]; else as
+    /// [`SecurePageTable::unblock`]. But with [`TableError::Ledger`] the merge is done and the table is in `into`, and
+    /// only the pages in dispute are lost.
     pub fn merge(
         &self,
         at: GpaEntry,
@@ -86,11 +92,11 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         }
     }
 
-    /// Whether the table at `at` could be merged as far as the mirror knows, blocked or not.
+    /// Whether the table at `at` could be merged as far as the mirror knows, blocked or not. At most one pass over it.
     ///
     /// # Errors
     ///
-    /// The first obstacle.
+    /// The first obstacle, as [`SecurePageTable::merge`] would name it.
     pub fn mergeable(&self, at: GpaEntry) -> Result<(), TableError<X::Error>> {
         let _pin = self.memory.pin();
         if at.level() > self.external.max_leaf() {

@@ -26,7 +26,10 @@ pub(super) struct Slot {
 }
 
 impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
-    /// Where the walk for `gpa` ends. Reads at most one word per level.
+    /// Where the walk for `gpa` ends. Reads at most one word per level and never waits.
+    ///
+    /// [`Entry::Frozen`] means that somebody is changing the entry at this moment and the walk could not see past it:
+    /// look again. What was found may have changed by the time it is looked at.
     ///
     /// # Errors
     ///
@@ -56,17 +59,19 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         }
     }
 
-    /// The entry exactly at `at`, if tables lead there. Blocked tables above do not matter.
+    /// The entry exactly at `at`, if tables lead there. Blocked tables above do not matter. One word per level.
     ///
     /// # Errors
     ///
-    /// [`TableError::OutOfRange`], or [`TableError::NoTable`] with the entry where the walk ended.
+    /// [`TableError::OutOfRange`]; [`TableError::Level`] above the root; [`TableError::NoTable`] with the entry where
+    /// the walk ended; [`TableError::Contended`] if that one is being changed.
     pub fn entry(&self, at: GpaEntry) -> Result<Entry, TableError<X::Error>> {
         let _pin = self.memory.pin();
         self.slot(at, true).map(|slot| slot.entry)
     }
 
-    /// Number of entries in use in the table at `at`, or `None` if there is no table.
+    /// Number of entries in use in the table at `at`, 0 to 512, or `None` if there is no table. Exact while nobody
+    /// changes entries of the table; a change under way may not be counted yet.
     ///
     /// # Errors
     ///

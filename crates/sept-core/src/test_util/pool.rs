@@ -95,10 +95,11 @@ impl FrameSource for FramePool {
     fn give(&self, kind: FrameKind, frame: Frame) {
         let hpa = frame.hpa();
         let mut state = self.state();
-        if frame.level() != Level::L4K || state.out.remove(&hpa.raw()) != Some(kind) {
+        if frame.level() != Level::L4K || state.out.get(&hpa.raw()) != Some(&kind) {
             state.faults.push((hpa, kind));
             return;
         }
+        state.out.remove(&hpa.raw());
         let count = &mut state.outstanding[kind];
         *count = count.saturating_sub(1);
         state.limit = state.limit.map(|left| left.saturating_add(1));

@@ -1,11 +1,11 @@
 //! A TEE for tests: its own model of the external table, which refuses what a TDX module would refuse.
 
 mod external;
+mod hooks;
 mod model;
 
 use crate::{
-    CacheKey, Class, Classify, Donated, External, Fill, Frame, FrameKind, FrameNeeds, FrameStore, Gpa,
-    GpaEntry, Hpa, LeafState, Level, Observed, Returned, Tainted,
+    CacheKey, Class, Classify, Donated, Frame, FrameKind, FrameNeeds, Gpa, GpaEntry, Hpa, LeafState, Level,
 };
 use model::Model;
 use std::{
@@ -14,31 +14,31 @@ use std::{
     vec::Vec,
 };
 
-/// The calls of [`External`] that [`MockTee`] counts and can make fail.
+/// The calls of [`External`](crate::External) that [`MockTee`] counts and can make fail.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 #[expect(clippy::exhaustive_enums, reason = "one for each fallible method of External")]
 pub enum MockOp {
-    /// [`External::link`].
+    /// [`External::link`](crate::External::link).
     Link,
-    /// [`External::unlink`].
+    /// [`External::unlink`](crate::External::unlink).
     Unlink,
-    /// [`External::map`].
+    /// [`External::map`](crate::External::map).
     Map,
-    /// [`External::unmap`].
+    /// [`External::unmap`](crate::External::unmap).
     Unmap,
-    /// [`External::block`].
+    /// [`External::block`](crate::External::block).
     Block,
-    /// [`External::unblock`].
+    /// [`External::unblock`](crate::External::unblock).
     Unblock,
-    /// [`External::fence`].
+    /// [`External::fence`](crate::External::fence).
     Fence,
-    /// [`External::split`].
+    /// [`External::split`](crate::External::split).
     Split,
-    /// [`External::merge`].
+    /// [`External::merge`](crate::External::merge).
     Merge,
-    /// [`External::probe`].
+    /// [`External::probe`](crate::External::probe).
     Probe,
-    /// [`External::write_back`].
+    /// [`External::write_back`](crate::External::write_back).
     WriteBack,
 }
 
@@ -142,6 +142,7 @@ struct State {
     held: bool,
     calls: BTreeMap<MockOp, u64>,
     plan: BTreeMap<(MockOp, u64), MockFault>,
+    hooks: hooks::Hooks,
     misreport: Option<Donated>,
     refused: Vec<(MockOp, MockRefusal)>,
     written_back: Vec<(Hpa, Level, CacheKey)>,
@@ -176,6 +177,7 @@ impl MockTee {
             held: false,
             calls: BTreeMap::new(),
             plan: BTreeMap::new(),
+            hooks: hooks::Hooks::new(),
             misreport: None,
             refused: Vec::new(),
             written_back: Vec::new(),
@@ -214,6 +216,11 @@ impl MockTee {
         let mut state = self.state();
         let number = state.calls.get(&op).copied().unwrap_or(0).saturating_add(nth);
         state.plan.insert((op, number), fault);
+    }
+
+    /// Forgets every planned failure.
+    pub fn cancel_faults(&self) {
+        self.state().plan.clear();
     }
 
     /// Makes the next successful `unlink` or `merge` return `donated` instead of the truth.

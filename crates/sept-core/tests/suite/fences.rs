@@ -1,8 +1,9 @@
 //! What a fence's proof covers.
 
 use crate::rig::{CONFIGS, Error, K4, M2, Rig};
-use sept_core::test_util::{MockFault, MockOp, MockRefusal};
-use sept_core::{Class, Classify, Fenced, GpaEntry};
+use sept_core::test_util::{MockFault, MockOp, MockRefusal, VecStore};
+use sept_core::{Class, Classify, Fenced, Frame, FrameKind, FrameStore, GpaEntry};
+use std::sync::Arc;
 
 fn rig() -> Rig {
     let mut rig = Rig::new(CONFIGS[1], false);
@@ -154,5 +155,53 @@ fn old_proofs_expire() {
     rig.refused(Error::NotFenced { at: page }, |rig| rig.remove(page, &fence));
     let (first, second) = (rig.fence(), rig.fence());
     rig.remove(page, &first).or_else(|_| rig.remove(page, &second)).unwrap();
+    rig.check();
+}
+
+/// A store in which something happens elsewhere while frames are drawn.
+struct Meanwhile<'a, F: FnMut()> {
+    store: &'a mut VecStore,
+    work: F,
+}
+
+impl<F: FnMut()> FrameStore for Meanwhile<'_, F> {
+    fn put(&mut self, kind: FrameKind, frame: Frame) -> Result<(), Frame> {
+        self.store.put(kind, frame)
+    }
+
+    fn get(&mut self, kind: FrameKind) -> Option<Frame> {
+        if kind == FrameKind::MirrorTable {
+            (self.work)();
+        }
+        self.store.get(kind)
+    }
+
+    fn count(&self, kind: FrameKind) -> u32 {
+        self.store.count(kind)
+    }
+}
+
+/// Between the look at a blocked entry and its freeze it is shown, hidden again, and reads the same after 2^11 fences.
+#[test]
+fn the_same_word_again_is_not_the_same_block() {
+    let mut rig = Rig::new(CONFIGS[0], false);
+    rig.link_to(0, M2);
+    rig.map(0, 0, M2, false).unwrap();
+    let at = rig.at(0, M2);
+    let fence = rig.block_and_fence(at);
+    let word = rig.table.entry(at).unwrap();
+    rig.stock(rig.table.table_cost(at, Some(Rig::hpa(0))));
+    let table = Arc::clone(&rig.table);
+    let work = || {
+        table.unblock(at, &fence).unwrap();
+        for _ in 0..2047 {
+            let _ = table.grace();
+        }
+        table.block(at).unwrap();
+        assert_eq!(table.entry(at), Ok(word));
+    };
+    let mut store = Meanwhile { store: &mut rig.store, work };
+    assert_eq!(rig.table.split(at, &fence, &mut store), Err(Error::NotFenced { at }));
+    assert_eq!(rig.tee().refused(), []);
     rig.check();
 }

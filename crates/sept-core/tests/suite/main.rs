@@ -5,13 +5,21 @@
 
 #![expect(
     clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
     clippy::arithmetic_side_effects,
-    clippy::missing_panics_doc,
+    clippy::std_instead_of_core,
     reason = "tests fail by panicking; their numbers are small"
 )]
 
 mod changes;
+mod contention;
+mod doubles;
 mod fences;
 mod formats;
+mod operations;
+mod reference;
+mod resize;
 mod rig;
 mod settle;
+mod threads;

@@ -30,7 +30,8 @@ pub(crate) const CONFIGS: [(TdxConfig, u64); 3] = [
 pub(crate) struct Rig {
     pub(crate) pool: FramePool,
     pub(crate) ram: RamLedger,
-    pub(crate) table: Table,
+    /// Shared, so that it can be used from inside a call into the TEE.
+    pub(crate) table: Arc<Table>,
     pub(crate) store: VecStore,
     pub(crate) owed: Obligation,
     /// TEE pages behind the tables in `owed`, as the TEE's own record had them.
@@ -46,7 +47,7 @@ pub(crate) struct Rig {
 #[derive(PartialEq, Debug)]
 pub(crate) struct Snapshot {
     mirror: Vec<Found>,
-    tables: Vec<Entry>,
+    tables: Vec<Result<Entry, Error>>,
     leaves: Vec<MockLeaf>,
     linked: Vec<(GpaEntry, Donated, bool)>,
     store: Vec<u32>,
@@ -68,7 +69,7 @@ impl Rig {
         Self {
             ram: RamLedger::new(Hpa::new(RAM).unwrap(), 4 << 18),
             owed: table.obligation(),
-            table,
+            table: Arc::new(table),
             pool,
             store: VecStore::default(),
             owed_pages: FrameNeeds::NONE,
@@ -235,7 +236,7 @@ impl Rig {
         let linked = self.tee().tables();
         Snapshot {
             mirror: self.table.entries(self.window()).collect(),
-            tables: linked.iter().map(|(at, ..)| self.table.entry(*at).unwrap()).collect(),
+            tables: linked.iter().map(|(at, ..)| self.table.entry(*at)).collect(),
             leaves: self.tee().leaves(),
             linked,
             store: FrameKind::ALL.iter().map(|&kind| self.store.count(kind)).collect(),

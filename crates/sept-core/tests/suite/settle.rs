@@ -99,7 +99,7 @@ fn a_refused_write_back_returns_the_rest() {
         // Three write-backs for each table: all before the nth have given their page back.
         let whole = u32::try_from((nth - 1) / 3).unwrap();
         assert_eq!(unsettled.rest.tables(), 3 - whole);
-        assert_eq!(u64::from(unsettled.settled.total()), nth - 1 + u64::from(whole));
+        assert_eq!(unsettled.settled.total(), nth - 1 + u64::from(whole));
         assert_eq!(rig.pool.outstanding(), out.saturating_sub(&unsettled.settled));
         let more = rig.table.settle(unsettled.rest, &quiet, &rig.pool).unwrap();
         assert_eq!(unsettled.settled.plus(more), needs(3, 3, 6));
@@ -145,8 +145,8 @@ fn a_page_that_the_ledger_does_not_name_is_never_minted() {
         let truth = rig.tee().tables().iter().find(|table| table.0 == at).unwrap().1;
         let mut lie = truth;
         let ledger = match slot {
-            0 => std::mem::replace(&mut lie.table, Some(forged)),
-            1 => std::mem::replace(&mut lie.metadata[0], Some(forged)),
+            0 => lie.table.replace(forged),
+            1 => lie.metadata[0].replace(forged),
             _ => lie.metadata[1].take(),
         };
         let got = if slot == 2 { None } else { Some(forged) };

@@ -1,6 +1,10 @@
 //! [`External`] for [`MockTee`].
 
-use super::*;
+use super::{MockFault, MockOp, MockPages, MockRefusal, MockTee, MockTicket, Model};
+use crate::{
+    CacheKey, Donated, External, Fill, Frame, FrameKind, FrameNeeds, FrameStore, GpaEntry, Hpa, LeafState,
+    Level, Observed, Returned, Tainted,
+};
 
 impl MockTee {
     /// Whether a table below `at` comes with metadata pages.
@@ -16,6 +20,7 @@ impl MockTee {
         mut pages: MockPages,
         change: impl FnOnce(&mut Model, Donated),
     ) -> Result<(), Returned<MockRefusal, MockPages>> {
+        let _around = self.around(op);
         let mut state = self.state();
         if let Err(fault) = state.enter(op) {
             pages.written |= fault == MockFault::BusyAfterWrite;
@@ -98,6 +103,7 @@ impl External for MockTee {
     }
 
     fn unlink(&self, at: GpaEntry, _backing: Option<Hpa>) -> Result<Donated, MockRefusal> {
+        let _around = self.around(MockOp::Unlink);
         let mut state = self.state();
         state.begin(MockOp::Unlink, at)?;
         let truth = state.model.unlink(at);
@@ -105,6 +111,7 @@ impl External for MockTee {
     }
 
     fn map(&self, at: GpaEntry, page: Frame, fill: Fill) -> Result<(), Returned<MockRefusal, Frame>> {
+        let _around = self.around(MockOp::Map);
         let mut state = self.state();
         if let Err(error) = state.begin(MockOp::Map, at) {
             return Err(Returned { error, held: page });
@@ -120,6 +127,7 @@ impl External for MockTee {
     }
 
     fn unmap(&self, at: GpaEntry, expect: Hpa) -> Result<(), MockRefusal> {
+        let _around = self.around(MockOp::Unmap);
         let mut state = self.state();
         state.begin(MockOp::Unmap, at)?;
         if state.model.page_at(at).is_none_or(|page| page.hpa != expect.raw()) {
@@ -130,6 +138,7 @@ impl External for MockTee {
     }
 
     fn block(&self, at: GpaEntry) -> Result<(), MockRefusal> {
+        let _around = self.around(MockOp::Block);
         let mut state = self.state();
         state.begin(MockOp::Block, at)?;
         state.model.block(at);
@@ -137,6 +146,7 @@ impl External for MockTee {
     }
 
     fn unblock(&self, at: GpaEntry) -> Result<(), MockRefusal> {
+        let _around = self.around(MockOp::Unblock);
         let mut state = self.state();
         state.begin(MockOp::Unblock, at)?;
         state.model.unblock(at);
@@ -144,6 +154,7 @@ impl External for MockTee {
     }
 
     fn fence(&self) -> Result<MockTicket, MockRefusal> {
+        let _around = self.around(MockOp::Fence);
         let mut state = self.state();
         state.enter(MockOp::Fence).map_err(MockRefusal::from)?;
         state.model.fences_started = state.model.fences_started.saturating_add(1);
@@ -172,6 +183,7 @@ impl External for MockTee {
     }
 
     fn merge(&self, at: GpaEntry, backing: Hpa) -> Result<Donated, MockRefusal> {
+        let _around = self.around(MockOp::Merge);
         let mut state = self.state();
         state.begin(MockOp::Merge, at)?;
         let truth = state.model.merge(at)?;
@@ -182,6 +194,7 @@ impl External for MockTee {
     }
 
     fn probe(&self, at: GpaEntry) -> Result<Observed, MockRefusal> {
+        let _around = self.around(MockOp::Probe);
         let mut state = self.state();
         state.enter(MockOp::Probe).map_err(MockRefusal::from)?;
         let model = &state.model;
@@ -194,6 +207,7 @@ impl External for MockTee {
     }
 
     fn write_back(&self, page: &Frame<Tainted>, key: CacheKey) -> Result<(), MockRefusal> {
+        let _around = self.around(MockOp::WriteBack);
         let mut state = self.state();
         state.enter(MockOp::WriteBack).map_err(MockRefusal::from)?;
         state.written_back.push((page.hpa(), page.level(), key));
