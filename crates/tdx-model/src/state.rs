@@ -119,6 +119,11 @@ impl Slot {
     pub(crate) fn state(&self) -> sept::EntryState {
         sept::state_of(self.entry)
     }
+
+    /// The working copy that DEMOTE and REMOVE make: progress of an interrupted ACCEPT is forgotten in it.
+    pub(crate) fn without_counter(self) -> Self {
+        Self { entry: sept::without_counter(self.entry, self.level), ..self }
+    }
 }
 
 /// What differs in the common prologue of the S-EPT leaves.

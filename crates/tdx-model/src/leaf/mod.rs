@@ -47,10 +47,10 @@ impl State {
             }
             return Err(status);
         }
+        clear_outputs(c, leaf);
         if c.version > 1 {
             return Err(invalid);
         }
-        clear_outputs(c, leaf);
         self.run(c, leaf)
     }
 
@@ -130,7 +130,7 @@ const fn clear_outputs(c: &mut Ctx, leaf: Leaf) {
         }
         _ => {}
     }
-    if c.version == 1 && matches!(leaf, Leaf::PagePromote | Leaf::SeptRemove) {
+    if c.version > 0 && matches!(leaf, Leaf::PagePromote | Leaf::SeptRemove) {
         c.out.r9 = NULL_PA;
         c.out.r10 = NULL_PA;
         c.out.r11 = NULL_PA;
