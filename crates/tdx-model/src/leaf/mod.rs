@@ -11,11 +11,14 @@ mod range;
 mod resize;
 mod sept;
 mod sys;
+#[cfg(test)]
+mod table_tests;
 pub(crate) mod vp;
 
 use seamcall::Regs;
 
 use crate::abi::{Leaf, NULL_PA, Operand, Status};
+use crate::config::ModuleVersion;
 use crate::state::{Answer, Ctx, State};
 
 /// Bits 31:24 and 63:32 of RAX must be zero. (Bit 63 names the loader, which is not here.)
@@ -57,7 +60,7 @@ impl State {
     fn multi_version(&self, leaf: Leaf) -> bool {
         match leaf {
             Leaf::PagePromote | Leaf::SeptAdd | Leaf::SeptRemove | Leaf::MngRd => true,
-            Leaf::VpInit => self.cfg.profile.dynamic_pamt,
+            Leaf::VpInit => self.cfg.profile.version == ModuleVersion::V2_0_08,
             _ => false,
         }
     }

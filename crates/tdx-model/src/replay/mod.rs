@@ -152,7 +152,7 @@ pub fn run(trace: impl BufRead, audit: bool, mut tell: impl FnMut(Event<'_>)) ->
         } else if sequence.unknown.is_none() {
             let step = format::Step::from_line(line).map_err(bad)?;
             tally.steps += 1;
-            sequence.step(start, &step, &mut tell).map_err(bad)?;
+            sequence.step(start, &step, &mut tell);
         }
     }
     if current.is_some() {
@@ -167,18 +167,14 @@ impl Sequence {
         tell(Event::Mismatch(mismatch));
     }
 
-    fn step(
-        &mut self,
-        start: &header::Start,
-        step: &format::Step,
-        tell: &mut impl FnMut(Event<'_>),
-    ) -> Result<(), String> {
-        let differences = match ops::perform(&mut self.state, &mut self.holds, start, step)? {
-            ops::Outcome::Unknown => {
+    fn step(&mut self, start: &header::Start, step: &format::Step, tell: &mut impl FnMut(Event<'_>)) {
+        let differences = match ops::perform(&mut self.state, &mut self.holds, start, step) {
+            Ok(ops::Outcome::Unknown) => {
                 self.unknown = Some(step.leaf.clone());
-                return Ok(());
+                return;
             }
-            ops::Outcome::Differences(differences) => differences,
+            Ok(ops::Outcome::Differences(differences)) => differences,
+            Err(reason) => vec![("step", "possible".to_owned(), reason)],
         };
         for (what, expected, got) in differences {
             let mismatch = Mismatch {
@@ -192,7 +188,6 @@ impl Sequence {
             };
             self.report(&mismatch, tell);
         }
-        Ok(())
     }
 
     fn finish(&mut self, end: &format::End, tally: &mut Tally, tell: &mut impl FnMut(Event<'_>)) {
