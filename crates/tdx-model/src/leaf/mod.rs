@@ -7,6 +7,8 @@ mod dpamt;
 mod mng;
 mod page;
 mod phymem;
+#[cfg(test)]
+mod random_tests;
 mod range;
 mod resize;
 mod sept;
