@@ -195,7 +195,7 @@ impl Config {
         let key = (hpa & self.hkid.mask()) >> self.hkid.start_bit;
         let address = hpa & !self.hkid.mask();
         let (base, size) = self.seamrr;
-        hpa % alignment == 0
+        hpa.is_multiple_of(alignment)
             && hpa >> self.max_pa_bits == 0
             && key < u64::from(self.hkid.private_min)
             && !(address < base + size && base < address + PAGE)

@@ -90,7 +90,7 @@ impl World {
         if version == ModuleVersion::V2_0_08 {
             for region in [0, 1] {
                 let pair = BASE + 0x3000_0000 + region * 0x2000;
-                let rcx = BASE + (region << 21) | 1;
+                let rcx = (BASE + (region << 21)) | 1;
                 let regs = Regs { rax: 58, rcx, rdx: pair, r8: pair + PAGE, ..Regs::default() };
                 assert_eq!(lp.raw(regs).rax, 0);
             }
@@ -183,7 +183,7 @@ impl World {
             Leaf::PhymemPageRdmd | Leaf::PhymemPageReclaim | Leaf::PhymemPageWbinvd => regs.rcx = self.page(),
             Leaf::VpCreate | Leaf::MngAddCx => regs.rcx = self.page(),
             Leaf::PhymemPamtAdd | Leaf::PhymemPamtRemove => {
-                regs.rcx = BASE + (self.dice.roll(8) << 21) | 1;
+                regs.rcx = (BASE + (self.dice.roll(8) << 21)) | 1;
                 (regs.rdx, regs.r8) = (regs.r12, regs.r13);
             }
             Leaf::PageAdd => regs.r9 = 0x4000_0000,

@@ -9,7 +9,6 @@ use crate::memory::CHUNK;
 use crate::pamt::PamtEntry;
 use crate::sept::{self, EntryState};
 use crate::state::State;
-use crate::td::Td;
 
 /// What differs: which part, expected, got.
 type Differences = Vec<(String, String, String)>;
@@ -134,7 +133,7 @@ fn compare_td(state: &State, expected: &EndTd, differences: &mut Differences) {
     if let Some(rows) = &expected.sept {
         let mut got = Vec::new();
         if td.lifecycle == Lifecycle::KeysConfigured {
-            dump_table(state, td, td.root, 0, td.root_level, &mut got);
+            dump_table(state, td.root, 0, td.root_level, &mut got);
         }
         compare_rows(&name("sept"), rows.iter().flat_map(expand_entries).collect(), got, differences);
     }
@@ -168,7 +167,7 @@ fn state_name(state: EntryState) -> String {
 }
 
 /// Every entry of a table that is not pristine, and of the tables below it, blocked or not.
-fn dump_table(state: &State, td: &Td, table: u32, gpa: u64, level: u8, rows: &mut Vec<Entry>) {
+fn dump_table(state: &State, table: u32, gpa: u64, level: u8, rows: &mut Vec<Entry>) {
     for (index, &raw) in state.mem.table(table).iter().enumerate() {
         if raw == sept::FREE {
             continue;
@@ -189,7 +188,7 @@ fn dump_table(state: &State, td: &Td, table: u32, gpa: u64, level: u8, rows: &mu
             locked: raw & state.lock_bit() != 0,
         });
         if let Some(child) = state.mem.table_at(hpa).filter(|_| is_table) {
-            dump_table(state, td, child, gpa, level - 1, rows);
+            dump_table(state, child, gpa, level - 1, rows);
         }
     }
 }

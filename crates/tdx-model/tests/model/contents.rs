@@ -153,6 +153,44 @@ fn pages_the_guest_may_not_touch() {
     assert_eq!(b.guest().read(Gpa::truncate(GPA)), Err(GuestFault::NotRunning));
 }
 
+#[test]
+fn pending_pages_make_the_vcpu_exit_when_the_td_asked_for_it() {
+    let b = Bench::new(Machine::builder(), TdSpec { sept_ve_disable: true, ..TdSpec::default() });
+    b.tables(GPA, Level::L2M);
+    b.aug(GPA, Level::L2M, LARGE);
+    b.guest().enter(0).expect("entered");
+    let Err(GuestFault::Exit(exit)) = b.guest().read(Gpa::truncate(GPA + 4096)) else { panic!("an exit") };
+    let violation = exit.ept_violation().expect("an EPT violation");
+    assert_eq!((violation.kind, violation.gpa, violation.write), (6, GPA + 4096, false));
+    assert!(!b.guest().is_inside());
+}
+
+/// A machine is shared between threads, each with its own logical processor and vCPU.
+#[test]
+fn several_threads_work_on_one_machine() {
+    let b = Bench::unaudited(Machine::builder(), TdSpec { vcpus: 4, ..TdSpec::default() });
+    (0..4).for_each(|thread| b.tables(GPA + (thread << 21), Level::L4K));
+    let (machine, td) = (&b.machine, &b.td);
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            scope.spawn(move || {
+                let (lp, guest) = (machine.lp(thread as u32), machine.guest(td.vcpus[thread as usize]));
+                guest.enter(thread as u32).expect("entered");
+                for index in 0..512 {
+                    let gpa = Gpa::truncate(GPA + (thread << 21) + index * 4096);
+                    let page = Hpa::truncate(LARGE + (thread << 21) + index * 4096);
+                    tdx_model::boot::aug(&lp, td, gpa, Level::L4K, page).expect("AUG");
+                    guest.accept(gpa, Level::L4K).expect("running");
+                    guest.write(gpa, thread << 16 | index).expect("writable");
+                }
+                guest.exit();
+            });
+        }
+    });
+    assert!((0..4).all(|thread| b.guest_reads(GPA + (thread << 21) + 0x5000) == thread << 16 | 5));
+    assert_eq!(b.machine.check_invariants(), Vec::<String>::new());
+}
+
 /// A translation stays usable while the page is only blocked, and is dropped by the next epoch.
 #[test]
 fn a_blocked_page_is_reachable_until_the_vcpu_enters_anew() {

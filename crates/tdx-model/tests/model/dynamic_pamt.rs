@@ -140,7 +140,7 @@ fn the_last_small_page_of_a_region_is_returned_with_a_hint() {
     for index in 0..512 {
         let out = b.call(Leaf::PageRemove, GPA + index * 4096, tdr, 0);
         let hint = if index == 511 { 1 << 62 } else { 0 };
-        assert_eq!((out.rax, out.rcx), (0, DATA + index * 4096 | hint));
+        assert_eq!((out.rax, out.rcx), (0, (DATA + index * 4096) | hint));
     }
     let out = b.call(Leaf::PhymemPamtRemove, DATA | 1, 0, 0);
     assert_eq!((out.rax, out.rdx, out.r8), (0, p, q));
