@@ -90,6 +90,37 @@ fn a_removed_page_is_noise_until_written_back_and_initialised() {
     assert_eq!(kinds(&b), []);
 }
 
+/// The module may have touched any page that was the TD's, accepted or not.
+#[test]
+fn a_page_that_was_never_accepted_needs_its_write_back_too() {
+    let b = bench();
+    b.aug(GPA, Level::L2M, LARGE);
+    b.block_and_track(GPA | 1);
+    b.ok(Leaf::PageRemove, GPA | 1, b.tdr(), 0);
+    b.machine.host_write(Hpa::truncate(LARGE), 1);
+    assert_eq!(kinds(&b), [ViolationKind::HostWriteUnflushed]);
+}
+
+/// Children of a split start with BEPOCH 0, whatever their PAMT entries held; the merged entry keeps its old value.
+#[test]
+fn bepoch_after_split_and_merge() {
+    let b = filled();
+    let bepoch = |offset: u64| b.machine.page(Hpa::truncate(LARGE + offset)).bepoch;
+    let table = b.frame();
+    b.block_and_track(GPA | 1);
+    let at_block = bepoch(0);
+    b.ok(Leaf::PageDemote, GPA | 1, b.tdr(), table);
+    b.block_and_track(GPA + 0x3000);
+    assert_ne!(bepoch(0x3000), 0);
+    b.ok(Leaf::RangeUnblock, GPA + 0x3000, b.tdr(), 0);
+    b.block_and_track(GPA | 1);
+    b.ok(Leaf::PagePromote, GPA | 1, b.tdr(), 0);
+    assert_eq!(bepoch(0), at_block, "static PAMT: stale from its life before the split");
+    b.block_and_track(GPA | 1);
+    b.ok(Leaf::PageDemote, GPA | 1, b.tdr(), table);
+    assert_eq!(bepoch(0x3000), 0);
+}
+
 #[test]
 fn foreign_hands_on_private_memory_are_recorded() {
     let b = filled();

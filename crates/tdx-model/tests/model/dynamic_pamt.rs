@@ -109,6 +109,7 @@ fn demote_takes_the_pair_last_and_promote_returns_it() {
     b.fence();
     assert_eq!(b.demote(p + 8, q).rax, 0xC000_0100_0000_000C);
     assert_eq!(b.demote(p, 0x1000).rax, 0xC000_0101_0000_000D);
+    assert_eq!(b.demote(0x1000, 0x2000).rax, 0xC000_0101_0000_000C, "R12 before R13");
     assert_eq!(b.demote(p, p).rax, 0xC000_0303_0000_000D);
     assert_eq!(b.demote(DATA + 0x1000, q).rax, 0x8000_0200_0000_000C, "inside the page being split");
     assert_eq!(b.demote(b.next, q).rax, 0x8000_0200_0000_000C, "the new table");
@@ -144,4 +145,39 @@ fn the_last_small_page_of_a_region_is_returned_with_a_hint() {
     }
     let out = b.call(Leaf::PhymemPamtRemove, DATA | 1, 0, 0);
     assert_eq!((out.rax, out.rdx, out.r8), (0, p, q));
+}
+
+/// Between 2 MiB and 1 GiB no pair is needed: R12 and R13 may hold anything and come back as they were.
+#[test]
+fn a_1_gib_page_is_split_and_merged_without_a_pair() {
+    let machine = Machine::builder().version(ModuleVersion::V2_0_08).memory(BASE, 2).build();
+    assert_eq!(call(&machine, Leaf::PhymemPamtAdd, CONTROL | 1, PAIRS, PAIRS + 4096).rax, 0);
+    let mut frames = (CONTROL..).step_by(4096).map(Hpa::truncate);
+    let lp = machine.lp(0);
+    let td = boot::create(&lp, &machine, &TdSpec::default(), &mut frames).expect("a TD");
+    boot::map_tables(&lp, &td, Gpa::truncate(GPA), Level::L2M, &mut frames).expect("tables");
+    let (tdr, guest, data) = (td.tdr.raw(), machine.guest(td.vcpus[0]), BASE + (1 << 30));
+    guest.enter(0).expect("entered");
+    for offset in (0..1 << 30).step_by(1 << 21) {
+        boot::aug(&lp, &td, Gpa::truncate(GPA + offset), Level::L2M, Hpa::truncate(data + offset))
+            .expect("AUG");
+        let accepted = guest.accept(Gpa::truncate(GPA + offset), Level::L2M);
+        assert_eq!(accepted, Ok(Accept::Returned(Status::SUCCESS)));
+    }
+    guest.exit();
+    let fence = || {
+        assert_eq!(call(&machine, Leaf::RangeBlock, GPA | 2, tdr, 0).rax, 0);
+        assert_eq!(call(&machine, Leaf::MemTrack, tdr, 0, 0).rax, 0);
+    };
+    fence();
+    let regs = Regs { rcx: GPA | 2, rdx: tdr, r12: 0x11, r13: 0x22, ..Regs::default() };
+    let merged = lp.raw(Regs { rax: 23, ..regs });
+    assert_eq!((merged.rax, merged.r12, merged.r13), (0, 0x11, 0x22));
+    let page = machine.page(Hpa::truncate(data + 0x1234_5000));
+    assert_eq!((page.kind, page.level, page.owner), (PageType::Reg, 2, tdr));
+    fence();
+    let split = lp.raw(Regs { rax: 15, r8: merged.rcx & !(1 << 62), ..regs });
+    assert_eq!((split.rax, split.rcx, split.r12, split.r13), (0, 0, 0x11, 0x22));
+    assert_eq!(machine.page(Hpa::truncate(data + 0x1234_5000)).level, 1);
+    assert_eq!(machine.check_invariants(), Vec::<String>::new());
 }
