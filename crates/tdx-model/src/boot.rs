@@ -20,6 +20,8 @@ pub struct TdSpec {
     pub vcpus: u16,
     /// ATTRIBUTES.DEBUG.
     pub debug: bool,
+    /// ATTRIBUTES.SEPT_VE_DISABLE: an access to a pending page is a TD exit, not #VE.
+    pub sept_ve_disable: bool,
     /// End the build with MR.FINALIZE, so that vCPUs may run.
     pub finalize: bool,
     /// Ordinary shared memory for TD_PARAMS, outside of every TDMR.
@@ -34,6 +36,7 @@ impl Default for TdSpec {
             wide_gpa: false,
             vcpus: 1,
             debug: false,
+            sept_ve_disable: false,
             finalize: true,
             params: 0x4000_0000,
         }
@@ -69,7 +72,7 @@ pub fn td_params(spec: &TdSpec) -> [u8; 1024] {
     let mut put = |at: usize, value: u64, size: usize| {
         bytes[at..at + size].copy_from_slice(&value.to_le_bytes()[..size]);
     };
-    put(0, u64::from(spec.debug), 8);
+    put(0, u64::from(spec.debug) | u64::from(spec.sept_ve_disable) << 28, 8);
     put(8, 3, 8);
     put(16, u64::from(spec.vcpus.max(1)), 2);
     put(24, 6 | u64::from(spec.sept_levels - 1) << 3, 8);

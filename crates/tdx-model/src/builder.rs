@@ -49,6 +49,13 @@ impl MachineBuilder {
         self
     }
 
+    /// Enables Dynamic PAMT, or not, where the version is capable of it (2.0.08 has it enabled from the start).
+    #[must_use]
+    pub const fn dynamic_pamt(mut self, enabled: bool) -> Self {
+        self.config.profile = self.config.profile.with_dynamic_pamt(enabled);
+        self
+    }
+
     /// Physical address bits and where key ids sit in them.
     #[must_use]
     pub const fn addresses(mut self, max_pa_bits: u32, hkid: HkidLayout) -> Self {
@@ -78,14 +85,14 @@ impl MachineBuilder {
         self
     }
 
-    /// Number of packages: KEY.CONFIG and CACHE.WB are needed on each.
+    /// Number of packages, 1 to 32: KEY.CONFIG and CACHE.WB are needed on each.
     #[must_use]
-    pub const fn packages(mut self, packages: u32) -> Self {
-        self.config.packages = if packages == 0 { 1 } else { packages };
+    pub fn packages(mut self, packages: u32) -> Self {
+        self.config.packages = packages.clamp(1, 32);
         self
     }
 
-    /// Checks every invariant after every call and panics when one is broken. Slow.
+    /// Checks every invariant after everything that is done and panics when one is broken. Slow.
     #[must_use]
     pub const fn audit(mut self, audit: bool) -> Self {
         self.config.audit = audit;

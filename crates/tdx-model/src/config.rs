@@ -44,7 +44,9 @@ impl core::error::Error for UnknownVersion {}
 pub struct Profile {
     /// Version these switches describe.
     pub version: ModuleVersion,
-    /// PAMT.ADD/REMOVE, R12/R13 of DEMOTE and PROMOTE.
+    /// Dynamic PAMT can be enabled (TDX_FEATURES0 bit 36).
+    pub dynamic_pamt_capable: bool,
+    /// Dynamic PAMT is enabled: PAMT.ADD/REMOVE, R12/R13 of DEMOTE and PROMOTE.
     pub dynamic_pamt: bool,
     /// DEMOTE of a TD without L2 VMs never returns INTERRUPTED_RESTARTABLE (TDX_FEATURES0 bit 51).
     pub enhanced_demote_interruptibility: bool,
@@ -71,6 +73,7 @@ impl Profile {
         let new = matches!(version, ModuleVersion::V2_0_08);
         Self {
             version,
+            dynamic_pamt_capable: !matches!(version, ModuleVersion::V1_5_01),
             dynamic_pamt: new,
             enhanced_demote_interruptibility: matches!(version, ModuleVersion::V1_5_28),
             unblock_error_is_rcx: new,
@@ -83,6 +86,14 @@ impl Profile {
         }
     }
 
+    /// The same with Dynamic PAMT enabled or not, where the version is capable of it.
+    #[must_use]
+    pub const fn with_dynamic_pamt(mut self, enabled: bool) -> Self {
+        self.dynamic_pamt = enabled && self.dynamic_pamt_capable;
+        self.removed_page_hint = self.dynamic_pamt;
+        self
+    }
+
     /// TDX_FEATURES0 as SYS.RD reports it.
     #[must_use]
     pub const fn features0(&self) -> u64 {
@@ -90,7 +101,7 @@ impl Profile {
         if self.clflush_before_alloc {
             features |= 1 << 23;
         }
-        if self.dynamic_pamt {
+        if self.dynamic_pamt_capable {
             features |= 1 << 36;
         }
         if self.removed_page_hint {
@@ -184,7 +195,7 @@ impl Config {
         let key = (hpa & self.hkid.mask()) >> self.hkid.start_bit;
         let address = hpa & !self.hkid.mask();
         let (base, size) = self.seamrr;
-        hpa % alignment == 0
+        hpa.is_multiple_of(alignment)
             && hpa >> self.max_pa_bits == 0
             && key < u64::from(self.hkid.private_min)
             && !(address < base + size && base < address + PAGE)

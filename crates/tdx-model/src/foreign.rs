@@ -66,8 +66,10 @@ impl State {
 
     /// Walks to the page as an explicit operand; returns the level where it stopped.
     pub(crate) fn hold_page(&mut self, hpa: u64, level: u8, mode: Mode) -> Option<(Hold, u8)> {
-        let usable = self.cfg.tdmrs.iter().any(|tdmr| tdmr.usable(hpa));
-        let found = self.mem.pamt_walk(&self.cfg, hpa, level, mode).ok().filter(|_| usable)?;
+        if !self.cfg.tdmrs.iter().any(|tdmr| tdmr.usable(hpa)) {
+            return None;
+        }
+        let found = self.mem.pamt_walk(&self.cfg, hpa, level, mode).ok()?;
         Some((self.note_hold(Target::Page { hpa, level: found.level }, mode), found.level))
     }
 

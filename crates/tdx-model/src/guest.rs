@@ -113,6 +113,10 @@ impl Guest<'_> {
     }
 
     /// An external interrupt makes the vCPU leave guest mode. Says whether it did.
+    #[expect(
+        clippy::must_use_candidate,
+        reason = "an action: who did not make the vCPU stuck knows the answer"
+    )]
     pub fn exit(&self) -> bool {
         self.machine.with(|s| {
             let Some((td, vcpu)) = s.vcpu_of(self.tdvpr) else { return false };
@@ -312,10 +316,12 @@ impl State {
             self.td_mut(td).vcpus[vcpu].translations.insert(page, target);
             return Ok(target);
         }
-        if slot.state() == EntryState::Pending {
+        let pending = slot.state() == EntryState::Pending;
+        if pending && !self.td(td).pending_ve_disable {
             return Err(GuestFault::Pending);
         }
-        Err(GuestFault::Exit(self.ept_exit(td, vcpu, &slot, 0, (gpa, write, 0))))
+        let kind = if pending { 6 } else { 0 };
+        Err(GuestFault::Exit(self.ept_exit(td, vcpu, &slot, kind, (gpa, write, 0))))
     }
 
     fn guest_read(&mut self, td: usize, vcpu: usize, page: u64) -> Result<u64, GuestFault> {

@@ -126,7 +126,7 @@ impl Machine {
         self.with(|s| {
             let mut page = start;
             while page < start + pages * PAGE {
-                let whole = page % CHUNK == 0 && start + pages * PAGE - page >= CHUNK;
+                let whole = page.is_multiple_of(CHUNK) && start + pages * PAGE - page >= CHUNK;
                 let step = if whole && s.is_plain_chunk(page) { CHUNK } else { PAGE };
                 if step == CHUNK || s.judge_host_write(page) {
                     s.mem.fill(page, step / PAGE, 0, 0, true);

@@ -116,6 +116,13 @@ impl State {
             if vcpu.epoch + 1 < td.td_epoch {
                 census.broken.push(format!("vCPU {:#x} is inside since epoch {}", vcpu.tdvpr, vcpu.epoch));
             }
+            for (gpa, hpa) in vcpu.translations.iter() {
+                let entry = self.mem.leaf_entry(&self.cfg, hpa).entry;
+                if (entry.kind(), entry.owner()) != (PageType::Reg, td.tdr) {
+                    let what = "can still reach a page that is not the TD's";
+                    census.broken.push(format!("vCPU {:#x} {what}: {gpa:#x} at {hpa:#x}", vcpu.tdvpr));
+                }
+            }
         }
         if inside != td.refcount {
             census.broken.push(format!("TD {:#x}: refcount {:?}, inside {inside:?}", td.tdr, td.refcount));

@@ -29,14 +29,7 @@ impl Lp<'_> {
     /// Makes a SEAMCALL with any registers. On the model every register file is harmless.
     #[must_use]
     pub fn raw(&self, regs: Regs) -> Regs {
-        self.machine.with(|state| {
-            let out = state.seamcall(self.number, regs);
-            if state.cfg.audit {
-                let broken = state.check_invariants();
-                assert!(broken.is_empty(), "invariants broken by {regs:x?}: {broken:#?}");
-            }
-            out
-        })
+        self.machine.with(|state| state.seamcall(self.number, regs))
     }
 
     /// Number of this logical processor.
@@ -109,7 +102,13 @@ impl Machine {
     }
 
     pub(crate) fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
-        work(&mut self.lock())
+        let mut state = self.lock();
+        let result = work(&mut state);
+        if state.cfg.audit {
+            let broken = state.check_invariants();
+            assert!(broken.is_empty(), "invariants broken: {broken:#?}");
+        }
+        result
     }
 
     /// Logical processor `number`. All numbers exist; packages take them in turn.

@@ -148,11 +148,6 @@ impl Memory {
         self.replace(hpa, Cell { value, generation, key, dirty: key });
     }
 
-    /// Writes `value` to the page with direct stores under `key`: nothing of it stays in a cache.
-    pub(crate) fn write_direct(&mut self, hpa: u64, value: u64, key: u16) {
-        self.replace(hpa, Cell { value, generation: 0, key, dirty: CLEAN });
-    }
-
     fn replace(&mut self, hpa: u64, cell: Cell) {
         let old = core::mem::replace(self.cell_mut(hpa), cell);
         self.forget(old);

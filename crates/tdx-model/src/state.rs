@@ -119,6 +119,11 @@ impl Slot {
     pub(crate) fn state(&self) -> sept::EntryState {
         sept::state_of(self.entry)
     }
+
+    /// The working copy that DEMOTE and REMOVE make: progress of an interrupted ACCEPT is forgotten in it.
+    pub(crate) fn without_counter(self) -> Self {
+        Self { entry: sept::without_counter(self.entry, self.level), ..self }
+    }
 }
 
 /// What differs in the common prologue of the S-EPT leaves.
@@ -200,7 +205,7 @@ impl State {
 
     /// Checks the form of an explicit page operand: alignment, key id, width; then that the module may use it.
     pub(crate) fn page_format(&self, hpa: u64, level: u8, op: Operand) -> Answer {
-        if hpa % size_of_level(level) != 0 || !self.cfg.plain(hpa) {
+        if !hpa.is_multiple_of(size_of_level(level)) || !self.cfg.plain(hpa) {
             return Err(Status::OPERAND_INVALID.of(op));
         }
         self.page_range(hpa, op)
@@ -377,11 +382,12 @@ impl State {
         loop {
             let index = Td::index(gpa, at);
             let entry = self.mem.table(table)[index];
-            if at > level && sept::walkable(entry) {
-                if let Some(next) = self.mem.table_at(entry & mask) {
-                    (at, table) = (at - 1, next);
-                    continue;
-                }
+            if at > level
+                && sept::walkable(entry)
+                && let Some(next) = self.mem.table_at(entry & mask)
+            {
+                (at, table) = (at - 1, next);
+                continue;
             }
             return Slot { td, gpa, level: at, table, index, entry: entry & !self.lock_bit() };
         }

@@ -34,6 +34,8 @@ pub(crate) struct Td {
     pub(crate) root_level: u8,
     pub(crate) root: u32,
     pub(crate) debug: bool,
+    /// An access to a pending page makes the vCPU exit instead of raising #VE.
+    pub(crate) pending_ve_disable: bool,
     pub(crate) max_vcpus: u16,
     pub(crate) measurement: u64,
     pub(crate) vcpus: Vec<Vcpu>,
@@ -84,6 +86,7 @@ impl Td {
             root_level: 3,
             root: 0,
             debug: false,
+            pending_ve_disable: false,
             max_vcpus: 0,
             measurement: 0,
             vcpus: Vec::new(),

@@ -24,6 +24,12 @@ impl Translations {
         self.0.get_or_insert_with(|| Box::new([(EMPTY, 0); LINES]))[line(page)] = (page, hpa);
     }
 
+    /// Every cached pair.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
+        let lines = self.0.as_ref().map_or(&[][..], |lines| &lines[..]);
+        lines.iter().copied().filter(|&(tag, _)| tag != EMPTY)
+    }
+
     pub(crate) fn flush(&mut self) {
         if let Some(lines) = &mut self.0 {
             lines.fill((EMPTY, 0));

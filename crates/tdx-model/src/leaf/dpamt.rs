@@ -54,7 +54,7 @@ impl State {
             return Err(Status::OPERAND_INVALID.of(Operand::Rax));
         }
         let region = c.regs.rcx & !0xFFF;
-        if c.regs.rcx & 0xFFF != 1 || region % CHUNK != 0 || !self.cfg.plain(region) {
+        if c.regs.rcx & 0xFFF != 1 || !region.is_multiple_of(CHUNK) || !self.cfg.plain(region) {
             return Err(Status::OPERAND_INVALID.of(Operand::Rcx));
         }
         Ok(region)

@@ -10,6 +10,9 @@ use crate::td::{MAX_TDCX, MIN_TDCX, ROOT_TDCX, Td};
 /// Bytes of TD_PARAMS.
 const TD_PARAMS: u64 = 1024;
 
+/// ATTRIBUTES: no #VE for pending pages.
+const SEPT_VE_DISABLE: u64 = 1 << 28;
+
 /// TDH.MNG.CREATE: RCX page, RDX key id.
 pub(super) fn create(s: &mut State, c: &mut Ctx) -> Answer {
     let (page, hkid) = (c.regs.rcx, c.regs.rdx);
@@ -102,6 +105,7 @@ pub(super) fn init(s: &mut State, c: &mut Ctx) -> Answer {
     params.check(s.cfg.max_pa_bits)?;
     let domain = s.td_mut(td);
     domain.debug = params.attributes & 1 != 0;
+    domain.pending_ve_disable = params.attributes & SEPT_VE_DISABLE != 0;
     domain.max_vcpus = params.max_vcpus;
     domain.gpaw = params.config_flags & 1 != 0;
     domain.root_level = params.root_level();
@@ -149,7 +153,7 @@ impl TdParams {
     /// The checks in the order of the ABI.
     fn check(&self, max_pa_bits: u32) -> Answer {
         /// Debug, SEPT_VE_DISABLE, protection keys, key locker, performance monitoring.
-        const ATTRIBUTES: u64 = 1 | 1 << 28 | 1 << 30 | 1 << 31 | 1 << 63;
+        const ATTRIBUTES: u64 = 1 | SEPT_VE_DISABLE | 1 << 30 | 1 << 31 | 1 << 63;
         /// x87 and SSE are needed; AVX, AVX-512, PT, PK, CET, ULI, LBR, AMX are possible.
         const XFAM: (u64, u64) = (0x3, 0x6_DBE7);
         /// GPAW, flexible pending #VE, no RBP modification.
@@ -251,7 +255,7 @@ pub(super) fn mr_extend(s: &mut State, c: &mut Ctx) -> Answer {
     s.ready(td)?;
     s.allow_op_state(td, op_state::BUILD)?;
     let gpa = c.regs.rcx;
-    if gpa % 256 != 0 || !s.td(td).is_private(gpa) {
+    if !gpa.is_multiple_of(256) || !s.td(td).is_private(gpa) {
         return Err(Status::OPERAND_INVALID.of(Operand::Rcx));
     }
     let slot = s.walk(td, gpa & !(PAGE - 1), 0);

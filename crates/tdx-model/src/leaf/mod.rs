@@ -7,15 +7,20 @@ mod dpamt;
 mod mng;
 mod page;
 mod phymem;
+#[cfg(test)]
+mod random_tests;
 mod range;
 mod resize;
 mod sept;
 mod sys;
+#[cfg(test)]
+mod table_tests;
 pub(crate) mod vp;
 
 use seamcall::Regs;
 
 use crate::abi::{Leaf, NULL_PA, Operand, Status};
+use crate::config::ModuleVersion;
 use crate::state::{Answer, Ctx, State};
 
 /// Bits 31:24 and 63:32 of RAX must be zero. (Bit 63 names the loader, which is not here.)
@@ -47,17 +52,17 @@ impl State {
             }
             return Err(status);
         }
+        clear_outputs(c, leaf);
         if c.version > 1 {
             return Err(invalid);
         }
-        clear_outputs(c, leaf);
         self.run(c, leaf)
     }
 
     fn multi_version(&self, leaf: Leaf) -> bool {
         match leaf {
             Leaf::PagePromote | Leaf::SeptAdd | Leaf::SeptRemove | Leaf::MngRd => true,
-            Leaf::VpInit => self.cfg.profile.dynamic_pamt,
+            Leaf::VpInit => self.cfg.profile.version == ModuleVersion::V2_0_08,
             _ => false,
         }
     }
@@ -130,7 +135,7 @@ const fn clear_outputs(c: &mut Ctx, leaf: Leaf) {
         }
         _ => {}
     }
-    if c.version == 1 && matches!(leaf, Leaf::PagePromote | Leaf::SeptRemove) {
+    if c.version > 0 && matches!(leaf, Leaf::PagePromote | Leaf::SeptRemove) {
         c.out.r9 = NULL_PA;
         c.out.r10 = NULL_PA;
         c.out.r11 = NULL_PA;

@@ -72,6 +72,7 @@ pub(super) fn aug(s: &mut State, c: &mut Ctx) -> Answer {
 pub(super) fn remove(s: &mut State, c: &mut Ctx) -> Answer {
     let slot = s.open_entry(c, &REMOVE)?;
     s.allow_state(c, &slot, sept::REMOVE)?;
+    let slot = slot.without_counter();
     let (page, level) = s.page_of(&slot);
     s.implicit_page(c, page, level, Operand::Rcx, Mode::Exclusive)?;
     s.require_tracking(c, &slot, page, level)?;

@@ -17,7 +17,7 @@ pub(super) fn reclaim(s: &mut State, c: &mut Ctx) -> Answer {
     c.out.rcx = kind as u64;
     c.out.rdx = owner;
     c.out.r8 = u64::from(found.level);
-    if page % size_of_level(found.level) != 0 {
+    if !page.is_multiple_of(size_of_level(found.level)) {
         return Err(Status::OPERAND_INVALID.of(Operand::Rcx));
     }
     let is_root = kind == PageType::Tdr;

@@ -19,6 +19,7 @@ pub(super) fn demote(s: &mut State, c: &mut Ctx) -> Answer {
     let td = s.open_td(c, tdr, &DEMOTE)?;
     let slot = s.open_entry_of(c, td, &DEMOTE)?;
     s.allow_state(c, &slot, sept::DEMOTE)?;
+    let slot = slot.without_counter();
     let (page, _) = s.page_of(&slot);
     s.require_tracking(c, &slot, page, slot.level)?;
     let table_page = c.regs.r8;
@@ -42,7 +43,7 @@ fn write_children(s: &mut State, slot: &Slot, table_page: u64) {
     let key = s.td(slot.td).hkid;
     s.donated(table_page, 1, key);
     let table = s.mem.new_table(table_page, sept::FREE, key);
-    let mut child = sept::without_counter(slot.entry, slot.level);
+    let mut child = slot.entry;
     if slot.state().any_blocked() {
         child = sept::unblocked(child);
     }

@@ -29,8 +29,6 @@ const fn without_flag(page: u64) -> u64 {
 /// TDH.MEM.SEPT.ADD: a new table under the entry of the given level.
 pub(super) fn add(s: &mut State, c: &mut Ctx) -> Answer {
     let (tdr, allow_existing) = handle_and_flag(c.regs.rdx)?;
-    let td = s.open_td(c, tdr, &ADD)?;
-    let slot = s.open_entry_of(c, td, &ADD)?;
     let page = without_flag(c.regs.r8);
     if c.version == 1 {
         c.out.r8 = page;
@@ -38,6 +36,8 @@ pub(super) fn add(s: &mut State, c: &mut Ctx) -> Answer {
         c.out.r10 = without_flag(c.regs.r10);
         c.out.r11 = without_flag(c.regs.r11);
     }
+    let td = s.open_td(c, tdr, &ADD)?;
+    let slot = s.open_entry_of(c, td, &ADD)?;
     s.allow_state(c, &slot, sept::SEPT_ADD)?;
     let wanted = table_wanted(s, c, &slot, page, allow_existing)?;
     // Without L2 VMs any L2 page is one too many.
