@@ -1,10 +1,75 @@
 //! Typed host-side SEAMCALL wrappers for Intel TDX.
+//!
+//! A SEAMCALL takes a register file and gives one back. Here each leaf is a function instead: addresses are aligned
+//! by construction, pages move in as [`Frame`](sept_core::Frame) and come back when the call fails, and a failure is
+//! a [`SeamcallError`] that names the operand, the entry the module stopped at, and
+//! [what to do about it](sept_core::Class).
+//!
+//! | Module | Leaves |
+//! |---|---|
+//! | [`sys`] | TDH.SYS.*: the module |
+//! | [`mng`], [`vp`], [`mr`] | TDH.MNG.*, TDH.VP.*, TDH.MR.*: life of a TD and its vCPUs, measurement |
+//! | [`mem`] | TDH.MEM.*: secure EPT and private pages |
+//! | [`phymem`] | TDH.PHYMEM.*: page metadata, caches, Dynamic PAMT |
+//! | [`exit`] | what a guest asks for |
+//!
+//! Every function takes a [`Transport`]: the instruction, a model of the module, or an adapter around either.
+//!
+//! # A TD behind a page table
+//!
+//! [`Td`] is one TD as sept-core's hook trait ([`External`](sept_core::External)): hand it to a
+//! `SecurePageTable` and every change of the table is made in the S-EPT first.
+//!
+//! * [`TdDescription`] says what the TD is: TDR, key ids and where they sit in an address, depth of the S-EPT,
+//!   whether Dynamic PAMT is enabled, whether PROMOTE takes the tree lock exclusively, and the [`RetryBudget`].
+//! * BUSY and INTERRUPTED_RESTARTABLE are retried under the budget, with the same operands; then the error comes out,
+//!   of class `Retry` or `Quiesce`. After a BUSY that the caller does not retry, `probe` the entry until it succeeds:
+//!   the module otherwise keeps the guest from accepting it ([`SeamcallError::is_entry_busy`]).
+//! * `fence` is TRACK and a shootdown; it is started, and polled with `fenced`.
+//! * `map` with `Fill::Copy` is PAGE.ADD; measure the content with [`Td::measure`], close with [`Td::finalize`].
+//! * `scatter` writes back and scrubs pages that a failed DEMOTE may have written. [`Observe`] hears of what a `Td`
+//!   settled by itself: retries, blocks that found the entry blocked, pages that could not be given back.
+//!
+//! ```
+//! use seamcall::{Hkid, KeyIdBits, TablePages, Td, TdDescription, Tdr, TdError, Transport};
+//! use sept_core::{External, GpaEntry, Hpa, Returned, Shootdown, TdxConfig, TreeLock};
+//!
+//! fn describe(tdr: Tdr, hkid: Hkid) -> Option<TdDescription> {
+//!     let keys = KeyIdBits::new(46, 6)?; // from CPUID and IA32_TME_ACTIVATE
+//!     Some(TdDescription::new(tdr, hkid, Hkid::new(32), keys, TdxConfig::LEVELS_4).with_dynamic_pamt(true))
+//! }
+//!
+//! /// Splits a page that was blocked before the fence. On failure the pages come back.
+//! fn split<T: Transport, S: Shootdown, L: TreeLock>(
+//!     td: &Td<T, S, L>,
+//!     at: GpaEntry,
+//!     pages: TablePages,
+//! ) -> Result<(), Returned<TdError, TablePages>> {
+//!     td.split(at, pages)
+//! }
+//! ```
 #![no_std]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::arithmetic_side_effects,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::result_large_err,
+        clippy::unwrap_used,
+        reason = "a test may fail by panicking"
+    )
+)]
+
+#[cfg(test)]
+extern crate std;
 
 mod entry;
 mod error;
 pub mod exit;
 mod features;
+#[cfg(test)]
+mod golden;
 mod layout;
 mod leaf;
 pub mod mem;
@@ -16,6 +81,8 @@ pub mod phymem;
 mod status;
 pub mod sys;
 mod td;
+#[cfg(test)]
+mod testing;
 mod transport;
 pub mod vp;
 
