@@ -11,6 +11,7 @@
 //! | [`mng`], [`vp`], [`mr`] | TDH.MNG.*, TDH.VP.*, TDH.MR.*: life of a TD and its vCPUs, measurement |
 //! | [`mem`] | TDH.MEM.*: secure EPT and private pages |
 //! | [`phymem`] | TDH.PHYMEM.*: page metadata, caches, Dynamic PAMT |
+//! | [`export`] | TDH.EXPORT.BLOCKW, UNBLOCKW: write-blocking for migration |
 //! | [`exit`] | what a guest asks for |
 //!
 //! Every function takes a [`Transport`]: the instruction, a model of the module, or an adapter around either.
@@ -67,6 +68,7 @@ extern crate std;
 mod entry;
 mod error;
 pub mod exit;
+pub mod export;
 mod features;
 #[cfg(test)]
 mod golden;
@@ -90,7 +92,10 @@ pub use entry::{EntryInfo, SeptState};
 pub use error::SeamcallError;
 pub use exit::{EptViolation, MapGpa};
 pub use features::Features0;
-pub use layout::{Attributes, ConfigFlags, CpuidValue, EptpControls, PageType, TdParams};
+pub use layout::{
+    Attributes, CmrInfo, ConfigFlags, CpuidValue, EptpControls, PageType, ReservedArea, TdParams, TdmrInfo,
+    pamt_sizes,
+};
 pub use leaf::Leaf;
 pub use metadata::{FieldContext, FieldId};
 pub use operand::{Hkid, KeyIdBits, NULL_PA, Removed, Tdr, Tdvpr};

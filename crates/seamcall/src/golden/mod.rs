@@ -3,6 +3,7 @@
 mod life;
 mod mem;
 mod phymem;
+mod system;
 
 use crate::testing::{Script, hpa};
 use crate::{Regs, SeamcallError, Tdr, Tdvpr};

@@ -2,6 +2,8 @@
 
 mod pamt;
 mod params;
+mod tdmr;
 
 pub use pamt::PageType;
 pub use params::{Attributes, ConfigFlags, CpuidValue, EptpControls, TdParams};
+pub use tdmr::{CmrInfo, ReservedArea, TdmrInfo, pamt_sizes};
