@@ -13,6 +13,7 @@
 //! | [`phymem`] | TDH.PHYMEM.*: page metadata, caches, Dynamic PAMT |
 //! | [`export`] | TDH.EXPORT.BLOCKW, UNBLOCKW: write-blocking for migration |
 //! | [`exit`] | what a guest asks for |
+//! | [`adapter`] | transports around a transport: entropy retry, recording, faults |
 //!
 //! Every function takes a [`Transport`]: the instruction, a model of the module, or an adapter around either.
 //!
@@ -62,9 +63,10 @@
     )
 )]
 
-#[cfg(test)]
+#[cfg(any(test, feature = "std"))]
 extern crate std;
 
+pub mod adapter;
 mod entry;
 mod error;
 pub mod exit;
@@ -72,6 +74,8 @@ pub mod export;
 mod features;
 #[cfg(test)]
 mod golden;
+#[cfg(target_arch = "x86_64")]
+mod instruction;
 mod layout;
 mod leaf;
 pub mod mem;
@@ -92,6 +96,8 @@ pub use entry::{EntryInfo, SeptState};
 pub use error::SeamcallError;
 pub use exit::{EptViolation, MapGpa};
 pub use features::Features0;
+#[cfg(target_arch = "x86_64")]
+pub use instruction::Instruction;
 pub use layout::{
     Attributes, CmrInfo, ConfigFlags, CpuidValue, EptpControls, PageType, ReservedArea, TdParams, TdmrInfo,
     pamt_sizes,
