@@ -99,8 +99,8 @@ pub use features::Features0;
 #[cfg(target_arch = "x86_64")]
 pub use instruction::Instruction;
 pub use layout::{
-    Attributes, CmrInfo, ConfigFlags, CpuidValue, EptpControls, PageType, ReservedArea, TdParams, TdmrInfo,
-    pamt_sizes,
+    Attributes, CmrInfo, ConfigFlags, CpuidValue, EptpControls, PageType, PamtEntry, ReservedArea,
+    SeptLayout, TdParams, TdmrInfo, pamt_sizes,
 };
 pub use leaf::Leaf;
 pub use metadata::{FieldContext, FieldId};
