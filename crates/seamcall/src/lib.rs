@@ -12,6 +12,8 @@
 //! | [`mem`] | TDH.MEM.*: secure EPT and private pages |
 //! | [`phymem`] | TDH.PHYMEM.*: page metadata, caches, Dynamic PAMT |
 //! | [`export`] | TDH.EXPORT.BLOCKW, UNBLOCKW: write-blocking for migration |
+//! | [`ranges`] | loops over leaves: write-back, reclaim, build, resumption |
+//! | [`dpamt`] | which regions have a Dynamic PAMT page pair |
 //! | [`exit`] | what a guest asks for |
 //! | [`adapter`] | transports around a transport: entropy retry, recording, faults |
 //!
@@ -67,6 +69,7 @@
 extern crate std;
 
 pub mod adapter;
+pub mod dpamt;
 mod entry;
 mod error;
 pub mod exit;
@@ -84,6 +87,9 @@ pub mod mng;
 pub mod mr;
 mod operand;
 pub mod phymem;
+#[cfg(test)]
+mod properties;
+pub mod ranges;
 mod status;
 pub mod sys;
 mod td;

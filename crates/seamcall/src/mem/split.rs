@@ -73,6 +73,7 @@ impl DemotePages {
         (wrap(self.table), self.l2.map(|page| page.map(wrap)), self.pair)
     }
 
+    #[inline]
     fn check(&self, leaf: Leaf) -> Result<(), SeamcallError> {
         let [l2_1, l2_2, l2_3] = &self.l2;
         let [pair_0, pair_1] = match &self.pair {
@@ -113,6 +114,7 @@ impl DemotePages {
 /// and `PAGE_NOT_FREE` on `R12` and `R13`.
 ///
 /// Source: TDX module ABI, TDH.MEM.PAGE.DEMOTE; `src/vmm_dispatcher/api_calls/tdh_mem_page_demote.c`.
+#[inline]
 #[expect(clippy::result_large_err, reason = "the error gives back up to six frames")]
 pub fn page_demote<T: Transport + ?Sized>(
     t: &T,
