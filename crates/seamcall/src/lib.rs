@@ -52,6 +52,58 @@
 //!     td.split(at, pages)
 //! }
 //! ```
+//!
+//! # What does not compile
+//!
+//! A page that was given away cannot be used again:
+//!
+//! ```compile_fail,E0382
+//! # use seamcall::{Tdr, Transport, mem};
+//! # use sept_core::{Frame, GpaEntry};
+//! fn twice<T: Transport>(t: &T, td: Tdr, one: GpaEntry, two: GpaEntry, page: Frame) {
+//!     let _ = mem::page_aug(t, td, one, page);
+//!     let _ = mem::page_aug(t, td, two, page);
+//! }
+//! ```
+//!
+//! A page that another key wrote cannot be given away, and neither can a guest address stand for a host address:
+//!
+//! ```compile_fail,E0308
+//! # use seamcall::{Tdr, Transport, mem};
+//! # use sept_core::{Frame, GpaEntry, Tainted};
+//! fn stale<T: Transport>(t: &T, td: Tdr, at: GpaEntry, page: Frame<Tainted>) {
+//!     let _ = mem::page_aug(t, td, at, page);
+//! }
+//! ```
+//!
+//! ```compile_fail,E0308
+//! # use seamcall::{Transport, phymem};
+//! # use sept_core::Gpa;
+//! fn confused<T: Transport>(t: &T, gpa: Gpa) {
+//!     let _ = phymem::page_reclaim(t, gpa);
+//! }
+//! ```
+//!
+//! Registers do not become a call without `unsafe`:
+//!
+//! ```compile_fail,E0133
+//! # use seamcall::{Call, Regs, Transport};
+//! fn raw<T: Transport>(t: &T, regs: Regs) -> Regs {
+//!     t.call(Call::from_regs(regs))
+//! }
+//! ```
+//!
+//! A list that the module writes cannot be given up while it does:
+//!
+//! ```compile_fail,E0505
+//! # use seamcall::{Tdr, Transport, export};
+//! # use sept_core::{Frame, FrameKind, FrameSource};
+//! fn early<T: Transport>(t: &T, td: Tdr, mut page: Frame, pool: &dyn FrameSource) {
+//!     let list = export::GpaList::new(&mut page, 0, 511).unwrap();
+//!     pool.give(FrameKind::Vmemmap, page);
+//!     let _ = export::blockw(t, td, list);
+//! }
+//! ```
 #![no_std]
 #![cfg_attr(
     test,

@@ -9,6 +9,20 @@
 //! a pair ([`phymem::pamt_add`]), the last takes it away ([`phymem::pamt_remove`]). Count and call are one step under
 //! a lock of the caller's. A [`ReadySource`] is a frame source whose table pages have their pair.
 //!
+//! ```
+//! use core::sync::atomic::AtomicU16;
+//! use seamcall::dpamt::{PamtRegions, ReadySource};
+//! use seamcall::Transport;
+//! use sept_core::{Frame, FrameKind, FrameSource, Hpa};
+//!
+//! /// A page for an S-EPT table, in a region that has its page pair.
+//! fn table_page<T: Transport>(t: &T, regions: &PamtRegions<&[AtomicU16]>, pool: &dyn FrameSource) -> Option<Frame> {
+//!     let near = Hpa::new(0)?;
+//!     let ready = ReadySource::new(t, regions, pool, |_pair| { /* write back, scrub, mint, give to the pool */ });
+//!     ready.take(FrameKind::TeeTable, near)
+//! }
+//! ```
+//!
 //! Source: TDX module ABI, "Dynamic PAMT"; modules 1.5.20 and 2.0.08.
 
 mod source;

@@ -209,6 +209,9 @@ fn unlink_takes_the_pair_last() {
     let td = dynamic(Script::new().details(0, 0x200_0000, 0).status(0xc000_0306_0000_0001));
     let error = td.unlink(two_mib(), Some(hpa(BACKING))).unwrap_err();
     assert_eq!(error.class(), Class::Fatal);
+
+    let td = dynamic(Script::new().details(0, 0x200_0000, 0).status(0xc000_0305_0000_0001));
+    assert_eq!(td.unlink(two_mib(), Some(hpa(BACKING))).unwrap().metadata, [None; 2]);
 }
 
 #[test]
