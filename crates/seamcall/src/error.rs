@@ -21,12 +21,18 @@ pub struct SeamcallError {
 }
 
 impl SeamcallError {
-    /// The error of a call that came back with `out`.
-    #[cold]
+    /// The error of a call that came back with `out`. Kept out of line, and handed no more than it needs: the way of
+    /// success stores no register.
+    #[inline]
     pub(crate) const fn from_output(leaf: Leaf, at: Option<GpaEntry>, out: &Regs) -> Self {
-        let status = Status::from_raw(out.rax);
-        let entry = if at.is_some() && carries_entry(status) && (out.rcx | out.rdx) != 0 {
-            Some(EntryInfo::new(out.rcx, out.rdx))
+        Self::from_status(leaf, at, Status::from_raw(out.rax), out.rcx, out.rdx)
+    }
+
+    #[cold]
+    #[inline(never)]
+    const fn from_status(leaf: Leaf, at: Option<GpaEntry>, status: Status, rcx: u64, rdx: u64) -> Self {
+        let entry = if at.is_some() && carries_entry(status) && (rcx | rdx) != 0 {
+            Some(EntryInfo::new(rcx, rdx))
         } else {
             None
         };
@@ -94,6 +100,7 @@ impl Classify for SeamcallError {
 }
 
 /// Refuses a frame that is not of the size the leaf takes: the rest of a larger one would be lost.
+#[inline]
 pub(crate) fn require_level<S: FrameState>(
     frame: &Frame<S>,
     level: Level,

@@ -5,6 +5,34 @@
 //! vp::flush (every vCPU) -> vpflushdone -> phymem::cache_wb (once per package) -> key_freeid -> phymem::page_reclaim
 //! ```
 //!
+//! ```
+//! use seamcall::{Hkid, SeamcallError, TdParams, Tdr, Transport, mng, vp};
+//! use sept_core::{Frame, Hpa, Returned};
+//!
+//! /// A TD with its key on one package, ready for its first pages. `params` holds a [`TdParams`].
+//! fn build<T: Transport>(
+//!     t: &T,
+//!     hkid: Hkid,
+//!     params: Hpa,
+//!     mut page: impl FnMut() -> Frame,
+//! ) -> Result<Tdr, SeamcallError> {
+//!     // A host that cares gives `held` back to its allocator.
+//!     let refused = |back: Returned<SeamcallError, Frame>| back.error;
+//!     let td = mng::create(t, page(), hkid).map_err(refused)?;
+//!     mng::key_config(t, td)?;
+//!     for _ in 0..6 {
+//!         mng::addcx(t, td, page()).map_err(refused)?;
+//!     }
+//!     mng::init(t, td, params)?;
+//!     let vcpu = vp::create(t, td, page()).map_err(refused)?;
+//!     for _ in 0..5 {
+//!         vp::addcx(t, vcpu, page()).map_err(refused)?;
+//!     }
+//!     vp::init(t, vcpu, 0)?;
+//!     Ok(td)
+//! }
+//! ```
+//!
 //! All of them lock the TDR exclusively, so a running vCPU (which holds it shared) makes them busy.
 
 use crate::operand::invoke;

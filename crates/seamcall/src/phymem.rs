@@ -1,4 +1,19 @@
 //! TDH.PHYMEM.*: pages and caches, whoever owns them.
+//!
+//! ```
+//! use seamcall::phymem::{self, CacheWb};
+//! use seamcall::{SeamcallError, Tdr, Tdvpr, Transport, mng, vp};
+//!
+//! /// Teardown up to the point where pages can be reclaimed, on a machine with one package.
+//! fn tear_down<T: Transport>(t: &T, td: Tdr, vcpus: &[Tdvpr]) -> Result<(), SeamcallError> {
+//!     for &vcpu in vcpus {
+//!         vp::flush(t, vcpu)?;
+//!     }
+//!     mng::vpflushdone(t, td)?;
+//!     phymem::cache_wb(t, CacheWb::Start)?;
+//!     mng::key_freeid(t, td)
+//! }
+//! ```
 
 use crate::operand::invoke;
 use crate::{

@@ -5,7 +5,206 @@
 //! ```
 
 use crate::operand::invoke;
-use crate::{FieldId, Leaf, Regs, SeamcallError, Transport};
+use crate::{FieldId, Hkid, Leaf, Operand, Regs, SeamcallError, Status, Transport, error::require_level};
+use sept_core::{Frame, Hpa, Level};
+
+/// TDH.SYS.INIT (33): begins the initialisation of the module. Once.
+///
+/// Operand: `RCX` 0. Module state SYSINIT_PENDING becomes SYSINIT_DONE.
+///
+/// # Errors
+///
+/// In check order: `SYS_BUSY`, `SYS_INIT_NOT_PENDING`, `OPERAND_INVALID|RCX`, then what the platform lacks
+/// (statuses of class 9).
+///
+/// Source: TDX module ABI, TDH.SYS.INIT.
+#[inline]
+pub fn init<T: Transport + ?Sized>(t: &T) -> Result<(), SeamcallError> {
+    invoke(t, Leaf::SYS_INIT, Regs::new()).map(drop)
+}
+
+/// TDH.SYS.LP.INIT (35): initialises the calling CPU. Once on each.
+///
+/// # Errors
+///
+/// In check order: `SYS_BUSY`, `SYS_LP_INIT_NOT_PENDING`, `SYS_LP_INIT_DONE`, then differences between this CPU and
+/// the first (statuses of class 9).
+///
+/// Source: TDX module ABI, TDH.SYS.LP.INIT.
+#[inline]
+pub fn lp_init<T: Transport + ?Sized>(t: &T) -> Result<(), SeamcallError> {
+    invoke(t, Leaf::SYS_LP_INIT, Regs::new()).map(drop)
+}
+
+/// TDH.SYS.CONFIG (45): gives the module its TDMRs, its key id and the memory for page metadata. Once.
+///
+/// Operands: `RCX` address of an array of `count` addresses of [`TdmrInfo`](crate::TdmrInfo), both in shared memory
+/// and 512-byte aligned; `RDX` count, 1 to 64; `R8` global HKID, bit 16 enables Dynamic PAMT.
+///
+/// # Errors
+///
+/// In check order: `SYS_BUSY`, `SYS_CONFIG_NOT_PENDING`, `OPERAND_INVALID` (`|RCX`, `|RDX`, `|R8`: the key id, or
+/// Dynamic PAMT where key ids begin above bit 48), then for each TDMR `INVALID_TDMR`, `NON_ORDERED_TDMR`,
+/// `INVALID_RESERVED_IN_TDMR`, `NON_ORDERED_RESERVED_IN_TDMR`, `TDMR_OUTSIDE_CMRS`, `INVALID_PAMT`,
+/// `PAMT_OUTSIDE_CMRS`, `PAMT_OVERLAP`, with the indices in the [`Detail`](crate::Detail).
+///
+/// # Safety
+///
+/// * The structures hold what [`TdmrInfo`](crate::TdmrInfo) says and do not change during the call.
+/// * Their PAMT areas are the caller's to give; from now on nobody else reads or writes them.
+///
+/// Source: TDX module ABI, TDH.SYS.CONFIG.
+#[inline]
+#[expect(unsafe_code, reason = "gives away memory that only the structures name")]
+pub unsafe fn config<T: Transport + ?Sized>(
+    t: &T,
+    tdmrs: Hpa,
+    count: u8,
+    global_hkid: Hkid,
+    dynamic_pamt: bool,
+) -> Result<(), SeamcallError> {
+    let r8 = u64::from(global_hkid.raw()) | u64::from(dynamic_pamt) << 16;
+    invoke(t, Leaf::SYS_CONFIG, Regs { rcx: tdmrs.raw(), rdx: count.into(), r8, ..Regs::new() }).map(drop)
+}
+
+/// TDH.SYS.KEY.CONFIG (31): sets the module's key on the package of the calling CPU. Once on each; the last makes the
+/// module ready.
+///
+/// # Errors
+///
+/// In check order: `SYS_BUSY`, `SYS_KEY_CONFIG_NOT_PENDING`, `KEY_CONFIGURED` is a success, `KEY_GENERATION_FAILED`
+/// (retry).
+///
+/// Source: TDX module ABI, TDH.SYS.KEY.CONFIG.
+#[inline]
+pub fn key_config<T: Transport + ?Sized>(t: &T) -> Result<(), SeamcallError> {
+    invoke(t, Leaf::SYS_KEY_CONFIG, Regs::new()).map(drop)
+}
+
+/// How far a TDMR is initialised.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "a TDMR takes many calls"]
+#[non_exhaustive]
+pub enum TdmrProgress {
+    /// Call again. Whole GiB below this address can be used already.
+    Until(Hpa),
+    /// All of it is initialised (`TDMR_ALREADY_INITIALIZED`, informational).
+    Done,
+}
+
+/// TDH.SYS.TDMR.INIT (36): initialises the page metadata of some more of the TDMR at `base`.
+///
+/// Operand: `RCX` base. Output: `RDX` the address up to which it is done. Call until [`TdmrProgress::Done`]: 256 times
+/// for a GiB (64 with Dynamic PAMT). Module state READY.
+///
+/// # Errors
+///
+/// In check order: `SYS_NOT_READY`, `OPERAND_INVALID|RCX` (no TDMR begins here), `OPERAND_BUSY|RCX` (another CPU is
+/// at it).
+///
+/// Source: TDX module ABI, TDH.SYS.TDMR.INIT.
+#[inline]
+pub fn tdmr_init<T: Transport + ?Sized>(t: &T, base: Hpa) -> Result<TdmrProgress, SeamcallError> {
+    let out = invoke(t, Leaf::SYS_TDMR_INIT, Regs { rcx: base.raw(), ..Regs::new() })?;
+    Ok(if Status::from_raw(out.rax).is(Status::TDMR_ALREADY_INITIALIZED) {
+        TdmrProgress::Done
+    } else {
+        TdmrProgress::Until(Hpa::truncate(out.rdx))
+    })
+}
+
+/// What [`info`] wrote into the buffer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct InfoSizes {
+    /// Bytes of TDSYSINFO_STRUCT, at the start of the buffer.
+    pub info_bytes: u64,
+    /// Number of [`CmrInfo`](crate::CmrInfo)s, at [`CMR_OFFSET`].
+    pub cmrs: u64,
+}
+
+/// Where in the buffer of [`info`] the convertible memory ranges begin.
+pub const CMR_OFFSET: u64 = 2048;
+
+/// TDH.SYS.INFO (32): writes TDSYSINFO_STRUCT and the list of convertible memory ranges into `buffer`, a 4 KiB page of
+/// shared memory. New code reads single fields with [`rd`].
+///
+/// Operands: `RCX` address and `RDX` size for the structure, `R8` address and `R9` number of entries for the list.
+/// Outputs: `RDX` bytes written, `R9` entries written.
+///
+/// # Errors
+///
+/// In check order: `OPERAND_INVALID` (`|RCX`, `|RDX`, `|R8`, `|R9`).
+///
+/// Source: TDX module ABI, TDH.SYS.INFO.
+#[inline]
+pub fn info<T: Transport + ?Sized>(t: &T, buffer: &mut Frame) -> Result<InfoSizes, SeamcallError> {
+    let leaf = Leaf::SYS_INFO;
+    require_level(buffer, Level::L4K, leaf, Operand::RCX)?;
+    let start = buffer.hpa().raw();
+    let regs = Regs { rcx: start, rdx: 1024, r8: start | CMR_OFFSET, r9: 32, ..Regs::new() };
+    let out = invoke(t, leaf, regs)?;
+    Ok(InfoSizes { info_bytes: out.rdx, cmrs: out.r9 })
+}
+
+/// TDH.SYS.RDALL (37): writes all metadata fields from `first` on into `buffer`, a 4 KiB page of shared memory.
+///
+/// Operands: `RDX` buffer, `R8` first field id. Output: `R8` the field to go on with, `None` after the last.
+///
+/// # Errors
+///
+/// In check order: `OPERAND_INVALID|RDX`, `METADATA_FIELD_ID_INCORRECT`.
+///
+/// Source: TDX module ABI, TDH.SYS.RDALL.
+#[inline]
+pub fn rd_all<T: Transport + ?Sized>(
+    t: &T,
+    buffer: &mut Frame,
+    first: FieldId,
+) -> Result<Option<FieldId>, SeamcallError> {
+    let leaf = Leaf::SYS_RDALL;
+    require_level(buffer, Level::L4K, leaf, Operand::RDX)?;
+    let regs = Regs { rdx: buffer.hpa().raw(), r8: first.raw(), ..Regs::new() };
+    invoke(t, leaf, regs).map(|out| FieldId::next(out.r8))
+}
+
+/// TDH.SYS.LP.SHUTDOWN (44): takes the calling CPU out of the module.
+///
+/// # Errors
+///
+/// In check order: `SYS_BUSY`, `SYS_LP_INIT_NOT_DONE`.
+///
+/// Source: TDX module ABI, TDH.SYS.LP.SHUTDOWN.
+#[inline]
+pub fn lp_shutdown<T: Transport + ?Sized>(t: &T) -> Result<(), SeamcallError> {
+    invoke(t, Leaf::SYS_LP_SHUTDOWN, Regs::new()).map(drop)
+}
+
+/// TDH.SYS.SHUTDOWN (52): ends the module and writes what its successor needs, in hand-off format `handoff`.
+///
+/// Operand: `RCX` hand-off version.
+///
+/// # Errors
+///
+/// In check order: `SYS_BUSY`, `SYS_NOT_READY`, `OPERAND_INVALID|RCX`, `UPDATE_COMPATIBILITY_SENSITIVE` (try later).
+///
+/// Source: TDX module ABI, TDH.SYS.SHUTDOWN.
+#[inline]
+pub fn shutdown<T: Transport + ?Sized>(t: &T, handoff: u16) -> Result<(), SeamcallError> {
+    invoke(t, Leaf::SYS_SHUTDOWN, Regs { rcx: handoff.into(), ..Regs::new() }).map(drop)
+}
+
+/// TDH.SYS.UPDATE (53): takes over from the module that was shut down.
+///
+/// # Errors
+///
+/// In check order: `SYS_BUSY`, `SYS_STATE_INCORRECT`, `SYS_INVALID_HANDOFF`.
+///
+/// Source: TDX module ABI, TDH.SYS.UPDATE.
+#[inline]
+pub fn update<T: Transport + ?Sized>(t: &T) -> Result<(), SeamcallError> {
+    invoke(t, Leaf::SYS_UPDATE, Regs::new()).map(drop)
+}
 
 /// TDH.SYS.RD (34): reads a metadata field of the platform, and says which comes next (`None` after the last).
 ///

@@ -2,6 +2,12 @@
 
 mod pamt;
 mod params;
+mod sept;
+mod tdmr;
+#[cfg(test)]
+mod tests;
 
-pub use pamt::PageType;
+pub use pamt::{PageType, PamtEntry};
 pub use params::{Attributes, ConfigFlags, CpuidValue, EptpControls, TdParams};
+pub use sept::SeptLayout;
+pub use tdmr::{CmrInfo, ReservedArea, TdmrInfo, pamt_sizes};

@@ -54,6 +54,23 @@ pub(crate) fn page_add_at<T: Transport + ?Sized>(
 /// The page comes back. The common errors, then page errors on `R8`. For 2M, `PAGE_METADATA_INCORRECT|R8` also
 /// means that one of its 512 pages is in use or reserved, or (Dynamic PAMT) that the region has a page pair.
 ///
+/// ```
+/// use seamcall::{SeamcallError, SeptState, Tdr, Transport, mem};
+/// use sept_core::{Frame, GpaEntry, Returned};
+///
+/// /// Serves a fault. If another vCPU was faster, that is no error, and the page is left over.
+/// fn fault<T: Transport>(t: &T, td: Tdr, at: GpaEntry, page: Frame) -> Result<Option<Frame>, SeamcallError> {
+///     match mem::page_aug(t, td, at, page) {
+///         Ok(()) => Ok(None),
+///         Err(Returned { error, held }) => match error.entry.map(|entry| (entry.level(), entry.state())) {
+///             Some((level, SeptState::Mapped | SeptState::Pending)) if level == Some(at.level()) => Ok(Some(held)),
+///             // The page is dropped, and so leaked: a host gives it back to its allocator first.
+///             _ => Err(error),
+///         },
+///     }
+/// }
+/// ```
+///
 /// Source: TDX module ABI, TDH.MEM.PAGE.AUG.
 #[inline]
 pub fn page_aug<T: Transport + ?Sized>(

@@ -61,6 +61,19 @@ pub fn range_unblock<T: Transport + ?Sized>(t: &T, td: Tdr, at: GpaEntry) -> Res
 /// `OPERAND_BUSY|OP_STATE`; `OP_STATE_INCORRECT`; `OPERAND_BUSY|TD_EPOCH`; `PREVIOUS_TLB_EPOCH_BUSY` while a vCPU is
 /// inside that entered in the epoch before this one: kick it, then try again.
 ///
+/// ```
+/// use seamcall::{Removed, SeamcallError, Tdr, Transport, mem};
+/// use sept_core::GpaEntry;
+///
+/// /// Block, track, kick, remove: how a page leaves a running TD.
+/// fn zap<T: Transport>(t: &T, td: Tdr, at: GpaEntry, kick: impl FnOnce()) -> Result<Removed, SeamcallError> {
+///     let _ = mem::range_block(t, td, at)?; // blocked before or now: both will do
+///     mem::track(t, td)?;
+///     kick();
+///     mem::page_remove(t, td, at)
+/// }
+/// ```
+///
 /// Source: TDX module ABI, TDH.MEM.TRACK.
 #[inline]
 pub fn track<T: Transport + ?Sized>(t: &T, td: Tdr) -> Result<(), SeamcallError> {

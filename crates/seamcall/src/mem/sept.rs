@@ -91,16 +91,17 @@ pub fn sept_add_v1<T: Transport + ?Sized>(
     pages: SeptPages,
 ) -> Result<SeptPages, Returned<SeamcallError, SeptPages>> {
     let leaf = Leaf::MEM_SEPT_ADD.version(1);
-    let operands = [Operand::R8, Operand::R9, Operand::R10, Operand::R11];
-    for (page, operand) in pages.l1.iter().map(Some).chain(pages.l2.iter().map(Option::as_ref)).zip(operands)
-    {
-        let fits = page.map_or(Ok(()), |page| require_level(page, Level::L4K, leaf, operand));
-        if let Err(error) = fits {
-            return Err(Returned { error, held: pages });
-        }
+    let [l2_1, l2_2, l2_3] = &pages.l2;
+    let operands =
+        [(&pages.l1, Operand::R8), (l2_1, Operand::R9), (l2_2, Operand::R10), (l2_3, Operand::R11)];
+    let fits = operands.into_iter().try_for_each(|(page, operand)| match page {
+        Some(page) => require_level(page, Level::L4K, leaf, operand),
+        None => Ok(()),
+    });
+    if let Err(error) = fits {
+        return Err(Returned { error, held: pages });
     }
     let base = mapping(td, at);
-    let [l2_1, l2_2, l2_3] = &pages.l2;
     let regs = Regs {
         rax: leaf.rax(),
         rdx: base.rdx | if allow_existing { ALLOW_EXISTING } else { 0 },

@@ -73,6 +73,7 @@ impl DemotePages {
         (wrap(self.table), self.l2.map(|page| page.map(wrap)), self.pair)
     }
 
+    #[inline]
     fn check(&self, leaf: Leaf) -> Result<(), SeamcallError> {
         let [l2_1, l2_2, l2_3] = &self.l2;
         let [pair_0, pair_1] = match &self.pair {
@@ -112,7 +113,31 @@ impl DemotePages {
 /// `INTERRUPTED_RESTARTABLE`, `OPERAND_BUSY|RCX` without an entry (PAMT lock of the page that is split), page errors
 /// and `PAGE_NOT_FREE` on `R12` and `R13`.
 ///
+/// ```
+/// use seamcall::{SeamcallError, Status, Tdr, Transport, mem::{self, DemotePages, L2Mode}};
+/// use sept_core::{GpaEntry, Returned};
+///
+/// /// Splits a page that is blocked and tracked, trying again after an interruption.
+/// fn split<T: Transport>(
+///     t: &T,
+///     td: Tdr,
+///     at: GpaEntry,
+///     mut pages: DemotePages,
+///     attempts: u32,
+/// ) -> Result<(), Returned<Option<SeamcallError>, DemotePages>> {
+///     for _ in 0..attempts {
+///         match mem::page_demote(t, td, at, L2Mode::All, pages) {
+///             Ok(_) => return Ok(()),
+///             Err(back) if back.error.status.is(Status::INTERRUPTED_RESTARTABLE) => pages = back.held,
+///             Err(back) => return Err(back.map_error(Some)),
+///         }
+///     }
+///     Err(Returned { error: None, held: pages }) // unblock it; the pages are tainted
+/// }
+/// ```
+///
 /// Source: TDX module ABI, TDH.MEM.PAGE.DEMOTE; `src/vmm_dispatcher/api_calls/tdh_mem_page_demote.c`.
+#[inline]
 #[expect(clippy::result_large_err, reason = "the error gives back up to six frames")]
 pub fn page_demote<T: Transport + ?Sized>(
     t: &T,

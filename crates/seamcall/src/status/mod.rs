@@ -171,10 +171,10 @@ impl Status {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(name) = self.name() {
-            write!(f, "{name}{} ({:#018x})", self.detail(), self.0)
-        } else {
-            write!(f, "{:#018x}", self.0)
+        match (self.software_name(), self.name()) {
+            (Some(name), _) if !self.is(Self::NOT_ISSUED) => write!(f, "{name} ({:#018x})", self.0),
+            (_, Some(name)) => write!(f, "{name}{} ({:#018x})", self.detail(), self.0),
+            (_, None) => write!(f, "{:#018x}", self.0),
         }
     }
 }

@@ -201,10 +201,12 @@ impl<T: Transport, S: Shootdown, L: TreeLock, O: Observe> External for Td<T, S, 
         let removed = self.exclusive(|| mem::sept_remove(&self.transport, self.tdr(), at))?;
         let mut metadata = [None; 2];
         if let (true, Some(region)) = (self.wants_pair(at, backing), backing) {
-            let pair = self
-                .retried(|| phymem::pamt_remove(&self.transport, region))
-                .map_err(|cause| TdError::Torn { at, cause })?;
-            metadata = pair.map(Some);
+            metadata = match self.retried(|| phymem::pamt_remove(&self.transport, region)) {
+                Ok(pair) => pair.map(Some),
+                // Then none came with this table; whoever remembers one will miss it.
+                Err(error) if error.status.is(Status::NO_PAMT_PAGE_PAIR) => [None; 2],
+                Err(cause) => return Err(TdError::Torn { at, cause }),
+            };
         }
         Ok(Donated { table: Some(removed.hpa), metadata })
     }

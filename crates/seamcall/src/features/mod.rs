@@ -1,5 +1,8 @@
 //! What a module can do.
 
+#[cfg(test)]
+mod tests;
+
 use bitflags::bitflags;
 
 bitflags! {

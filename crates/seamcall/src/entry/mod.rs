@@ -1,5 +1,8 @@
 //! What the module tells about an S-EPT entry: the values SEPT.RD and many errors leave in `RCX` and `RDX`.
 
+#[cfg(test)]
+mod tests;
+
 use core::fmt;
 use sept_core::{Hpa, LeafState, Level, Observed};
 

@@ -14,6 +14,9 @@
 //! assert_eq!(accept.state, SeptState::Pending);
 //! ```
 
+#[cfg(test)]
+mod tests;
+
 use crate::{Detail, Regs, SeptState, Status};
 use sept_core::{Gpa, GpaRange, Level, TdxConfig};
 

@@ -1,5 +1,8 @@
 //! Metadata field ids for SYS.RD, MNG.RD and VP.RD.
 
+#[cfg(test)]
+mod tests;
+
 use core::fmt;
 
 /// Names a metadata field.

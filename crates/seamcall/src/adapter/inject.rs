@@ -1,0 +1,115 @@
+//! Faults on demand, for tests.
+
+use crate::{Call, Leaf, Regs, Status, Transport};
+use core::sync::atomic::{AtomicU32, Ordering};
+
+/// One planned fault: from its n-th matching call on, and for a number of calls, the answer is a status and the call
+/// is not made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fault {
+    leaf: Option<u16>,
+    skip: u32,
+    times: u32,
+    status: Status,
+}
+
+impl Fault {
+    /// At the call after `skip` others, whatever its leaf.
+    #[must_use]
+    pub const fn at_call(skip: u32, status: Status) -> Self {
+        Self { leaf: None, skip, times: 1, status }
+    }
+
+    /// At the call of `leaf` (any version) after `skip` others of that leaf.
+    #[must_use]
+    pub const fn at_leaf(leaf: Leaf, skip: u32, status: Status) -> Self {
+        Self { leaf: Some(leaf.number()), skip, times: 1, status }
+    }
+
+    /// Not once but for `times` matching calls in a row.
+    #[must_use]
+    pub const fn times(self, times: u32) -> Self {
+        Self { times, ..self }
+    }
+
+    const fn matches(&self, leaf: Leaf) -> bool {
+        match self.leaf {
+            Some(number) => number == leaf.number(),
+            None => true,
+        }
+    }
+
+    const fn hits(&self, seen: u32) -> bool {
+        seen >= self.skip && seen < self.skip.saturating_add(self.times)
+    }
+}
+
+/// Refuses calls by plan, without making them.
+///
+/// Each fault counts the calls that match it, those it (or another fault) refused included. The first that hits answers.
+///
+/// ```
+/// use seamcall::adapter::{Fault, Inject};
+/// use seamcall::{Call, Leaf, Operand, Detail, Regs, Status, Transport, mem, Tdr};
+/// # struct Module;
+/// # impl Transport for Module {
+/// #     fn call(&self, call: Call) -> Regs { Regs { rax: 0, ..call.regs() } }
+/// # }
+/// # let td = Tdr::new(sept_core::Hpa::new(0x1000).unwrap()).unwrap();
+/// let busy = Status::OPERAND_BUSY.with_detail(Detail::Operand(Operand::SEPT_TREE));
+/// let transport = Inject::new(Module, [Fault::at_leaf(Leaf::MEM_TRACK, 1, busy)]);
+/// assert!(mem::track(&transport, td).is_ok());
+/// assert_eq!(mem::track(&transport, td).unwrap_err().status, busy);
+/// assert!(mem::track(&transport, td).is_ok());
+/// ```
+#[derive(Debug)]
+pub struct Inject<T, const N: usize> {
+    inner: T,
+    faults: [(Fault, AtomicU32); N],
+}
+
+impl<T: Transport, const N: usize> Inject<T, N> {
+    /// `inner` with these faults.
+    pub fn new(inner: T, faults: [Fault; N]) -> Self {
+        Self { inner, faults: faults.map(|fault| (fault, AtomicU32::new(0))) }
+    }
+
+    /// The transport inside.
+    pub const fn inner(&self) -> &T {
+        &self.inner
+    }
+}
+
+impl<T: Transport, const N: usize> Transport for Inject<T, N> {
+    fn call(&self, call: Call) -> Regs {
+        let regs = call.regs();
+        let leaf = Leaf::from_rax(regs.rax);
+        let mut answer = None;
+        for (fault, count) in &self.faults {
+            if fault.matches(leaf) && fault.hits(count.fetch_add(1, Ordering::Relaxed)) {
+                answer = answer.or(Some(fault.status));
+            }
+        }
+        match answer {
+            Some(status) => refuse(leaf, status, regs),
+            None => self.inner.call(call),
+        }
+    }
+}
+
+/// The registers as a refusal leaves them: most leaves zero `RCX` and `RDX`, an interruption restores them.
+const fn refuse(leaf: Leaf, status: Status, regs: Regs) -> Regs {
+    let mut out = regs;
+    out.rax = status.raw();
+    let untouched = matches!(
+        leaf.number(),
+        33 | 35 | 31 // SYS.INIT, LP.INIT, KEY.CONFIG
+        | 17 | 38 | 41 // MR.FINALIZE, MEM.TRACK, PHYMEM.PAGE.WBINVD
+    );
+    if !untouched && !status.is(Status::INTERRUPTED_RESTARTABLE) && !status.is(Status::INTERRUPTED_RESUMABLE)
+    {
+        out.rcx = 0;
+        out.rdx = 0;
+    }
+    out
+}

@@ -1,0 +1,113 @@
+use super::*;
+use crate::testing::{Script, entry, hpa};
+use crate::{Hkid, Leaf, Regs, Status, Tdr, Transport, mem, mng};
+use sept_core::Level;
+use std::vec::Vec;
+
+const NO_ENTROPY: u64 = 0x8000_0203_0000_0000;
+
+fn td() -> Tdr {
+    Tdr::new(hpa(0x1_0100_0000)).unwrap()
+}
+
+/// Leaves rubbish in every register, as a leaf that was refused may.
+fn rubbish(rax: u64) -> impl Fn(Regs) -> Regs {
+    move |_| Regs { rax, rcx: 1, rdx: 2, r8: 3, r9: 4, r10: 5, r11: 6, r12: 7, r13: 8 }
+}
+
+#[test]
+fn entropy_is_waited_for_with_the_same_registers() {
+    let script = Script::new().then(rubbish(NO_ENTROPY)).then(rubbish(NO_ENTROPY));
+    let transport = EntropyRetry::new(script);
+    mng::create(&transport, crate::testing::frame(0x1_0100_0000), Hkid::new(33)).unwrap();
+    let calls = transport.inner().calls();
+    assert_eq!(calls.len(), 3);
+    assert!(calls.iter().all(|call| *call == calls[0]));
+}
+
+#[test]
+fn entropy_is_waited_for_in_bounds() {
+    for (attempts, expected) in [(0, 1), (1, 1), (3, 3)] {
+        let script = (0..5).fold(Script::new(), |script, _| script.status(NO_ENTROPY));
+        let transport = EntropyRetry::with_attempts(script, attempts);
+        assert!(mng::key_config(&transport, td()).is_err());
+        assert_eq!(transport.inner().calls().len(), expected);
+    }
+}
+
+#[test]
+fn entropy_retry_leaves_busy_to_others() {
+    let transport = EntropyRetry::new(Script::new().status(0x8000_0200_0000_0092));
+    assert!(mem::track(&transport, td()).is_err());
+    assert_eq!(transport.inner().calls().len(), 1);
+}
+
+#[test]
+fn faults_count_their_own_calls() {
+    let plan = [
+        Fault::at_leaf(Leaf::MEM_RANGE_BLOCK, 1, Status::OPERAND_BUSY).times(2),
+        Fault::at_call(4, Status::INTERRUPTED_RESTARTABLE),
+    ];
+    let transport = Inject::new(Script::new(), plan);
+    let at = entry(0x4000_0000, Level::L2M);
+    let results: Vec<bool> = [true, false, true, true, false, false]
+        .into_iter()
+        .map(|block| match block {
+            true => mem::range_block(&transport, td(), at).is_ok(),
+            false => mem::track(&transport, td()).is_ok(),
+        })
+        .collect();
+    // BLOCK ok; TRACK ok; BLOCK busy twice; the fifth call interrupted; TRACK ok.
+    assert_eq!(results, [true, true, false, false, false, true]);
+    assert_eq!(transport.inner().leaves(), [7, 38, 38]);
+}
+
+#[test]
+fn a_transport_is_an_object() {
+    let script = Script::new();
+    let object: &dyn Transport = &script;
+    mem::track(object, td()).unwrap();
+    mem::track(&EntropyRetry::new(object), td()).unwrap();
+    assert_eq!(script.calls().len(), 2);
+}
+
+#[cfg(feature = "std")]
+#[test]
+fn recorded_lines() {
+    let script = Script::new()
+        .details(0xc000_0b0d_0000_0001, 0x7, 0x8401)
+        .status(0x8000_0201_0000_0000)
+        .then(|regs| Regs { rax: 0xc000_0100_0000_0000, ..regs });
+    let recorder = Recorder::new(script, Vec::new(), 3);
+    let at = entry(0x60_0000, Level::L2M);
+    let _ = mem::sept_add(&recorder, td(), at, crate::testing::frame(0x1_0200_3000));
+    let _ = mem::track(&recorder, td());
+    recorder.call(crate::Call::new(Regs { rax: 0x8006, rcx: 0x60_0000, ..Regs::new() }));
+    let text = std::string::String::from_utf8(recorder.finish().unwrap()).unwrap();
+    let expected = [
+        r#"{"seq":3,"i":0,"leaf":"TDH.MEM.SEPT.ADD","ver":0,"in":{"rcx":"0x600001","rdx":"0x101000000","r8":"0x102003000"},"out":{"rax":"0xc0000b0d00000001","rcx":"0x7","rdx":"0x8401"}}"#,
+        r#"{"seq":3,"i":1,"leaf":"TDH.MEM.TRACK","ver":0,"in":{"rcx":"0x101000000"},"out":{"rax":"0x8000020100000000","rcx":"0x0"}}"#,
+        r#"{"seq":3,"i":2,"leaf":"RAW","in":{"rcx":"0x600000","rax":"0x8006"},"out":{"rax":"0xc000010000000000"}}"#,
+    ];
+    assert_eq!(text.lines().collect::<Vec<_>>(), expected);
+}
+
+#[cfg(feature = "std")]
+#[test]
+fn a_full_disk_does_not_stop_a_call() {
+    #[derive(Debug)]
+    struct Full;
+    impl std::io::Write for Full {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(std::io::ErrorKind::StorageFull.into())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let recorder = Recorder::new(Script::new(), Full, 0);
+    mem::track(&recorder, td()).unwrap();
+    mem::track(&recorder, td()).unwrap();
+    assert_eq!(recorder.inner().calls().len(), 2);
+    assert_eq!(recorder.finish().unwrap_err().kind(), std::io::ErrorKind::StorageFull);
+}

@@ -1,0 +1,97 @@
+//! Table pages that are ready to be donated.
+
+use super::{MachineLock, PamtRegions, RegionError, UnusedPair};
+use crate::Transport;
+use core::sync::atomic::AtomicU16;
+use sept_core::{Frame, FrameKind, FrameSource, Hpa};
+
+/// A frame source whose table pages lie in regions that have a page pair, so that donating them cannot fail for one.
+///
+/// Takes pages and pairs from an ordinary source while the caller reserves, and gives them back to it. A pair that
+/// the module gave back has to be written back, overwritten and minted by `recycle`, which is also told when letting
+/// go of a region failed: the region then keeps its pair and counts one user for ever.
+#[derive(Debug)]
+pub struct ReadySource<'a, T: ?Sized, C, K, F, R> {
+    transport: &'a T,
+    regions: &'a PamtRegions<C, K>,
+    frames: F,
+    recycle: R,
+}
+
+impl<'a, T, C, K, F, R> ReadySource<'a, T, C, K, F, R>
+where
+    T: Transport + ?Sized,
+    C: AsRef<[AtomicU16]>,
+    K: MachineLock,
+    F: FrameSource,
+    R: Fn(Result<[Hpa; 2], RegionError>),
+{
+    /// Makes the table pages of `frames` ready.
+    pub const fn new(transport: &'a T, regions: &'a PamtRegions<C, K>, frames: F, recycle: R) -> Self {
+        Self { transport, regions, frames, recycle }
+    }
+
+    fn take_pair(&self, near: Hpa) -> UnusedPair {
+        let first = self.frames.take(FrameKind::TeeMetadata, near)?;
+        match self.frames.take(FrameKind::TeeMetadata, near) {
+            Some(second) => Some([first, second]),
+            None => {
+                self.frames.give(FrameKind::TeeMetadata, first);
+                None
+            }
+        }
+    }
+
+    fn give_pair(&self, pair: UnusedPair) {
+        for frame in pair.into_iter().flatten() {
+            self.frames.give(FrameKind::TeeMetadata, frame);
+        }
+    }
+
+    /// Holds the region of `page`, with a new pair if it needs one.
+    fn hold(&self, page: Hpa) -> Result<(), RegionError> {
+        let held = match self.regions.hold(self.transport, page, None) {
+            Err(back) if matches!(back.error, RegionError::NeedsPair { .. }) => {
+                self.regions.hold(self.transport, page, self.take_pair(page))
+            }
+            held => held,
+        };
+        match held {
+            Ok(unused) => {
+                self.give_pair(unused);
+                Ok(())
+            }
+            Err(back) => {
+                self.give_pair(back.held);
+                Err(back.error)
+            }
+        }
+    }
+}
+
+impl<T, C, K, F, R> FrameSource for ReadySource<'_, T, C, K, F, R>
+where
+    T: Transport + ?Sized,
+    C: AsRef<[AtomicU16]>,
+    K: MachineLock,
+    F: FrameSource,
+    R: Fn(Result<[Hpa; 2], RegionError>),
+{
+    fn take(&self, kind: FrameKind, near: Hpa) -> Option<Frame> {
+        let frame = self.frames.take(kind, near)?;
+        if kind != FrameKind::TeeTable || self.hold(frame.hpa()).is_ok() {
+            return Some(frame);
+        }
+        self.frames.give(kind, frame);
+        None
+    }
+
+    fn give(&self, kind: FrameKind, frame: Frame) {
+        if kind == FrameKind::TeeTable
+            && let Some(outcome) = self.regions.release(self.transport, frame.hpa()).transpose()
+        {
+            (self.recycle)(outcome);
+        }
+        self.frames.give(kind, frame);
+    }
+}

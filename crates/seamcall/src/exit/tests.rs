@@ -1,0 +1,80 @@
+use super::*;
+
+fn gpa(raw: u64) -> Gpa {
+    Gpa::new(raw).unwrap()
+}
+
+/// `RDX` of recorded exits: requested level, level found, state, leaf flag.
+#[test]
+fn accept_details() {
+    for (rdx, requested, found, state, is_leaf) in [
+        // 4K inside a 2M page that is pending.
+        (0x4088_0000_0001, Level::L4K, Level::L2M, SeptState::Pending, true),
+        // 4K, nothing there.
+        (0x0000_0000_0001, Level::L4K, Level::L4K, SeptState::Free, false),
+        // 2M where no table is: stopped at 1G.
+        (0x0011_0000_0001, Level::L2M, Level::L1G, SeptState::Free, false),
+        // 2M, blocked while pending.
+        (0x40c9_0000_0001, Level::L2M, Level::L2M, SeptState::PendingBlocked, true),
+        // 4K below a blocked table.
+        (0x2048_0000_0001, Level::L4K, Level::L2M, SeptState::NlBlocked, false),
+    ] {
+        let out = Regs { rax: 48, rcx: 2, rdx, r8: 0x4000_0000, ..Regs::new() };
+        let accept = EptViolation::decode(&out).unwrap().accept().unwrap();
+        assert_eq!((accept.requested, accept.found), (Some(requested), Some(found)), "{rdx:#x}");
+        assert_eq!((accept.state, accept.is_leaf, accept.vm), (state, is_leaf, 0), "{rdx:#x}");
+    }
+}
+
+#[test]
+fn other_exits_are_none_of_it() {
+    for rax in [0, 77, 1, 0x8000_0200_0000_0030, 0x6000_0002_0000_0030] {
+        assert_eq!(EptViolation::decode(&Regs { rax, ..Regs::new() }), None);
+    }
+    let access = EptViolation::decode(&Regs { rax: 48, r8: 1 << 47 | 0x1000, ..Regs::new() }).unwrap();
+    assert_eq!((access.kind(), access.accept()), (ViolationKind::Access, None));
+    assert!(access.is_shared(TdxConfig::LEVELS_4) && !access.is_shared(TdxConfig::LEVELS_5_GPAW_52));
+}
+
+fn map_gpa(r12: u64, r13: u64, config: TdxConfig) -> Option<Result<MapGpa, MapGpaError>> {
+    MapGpa::decode(&Regs { rax: 77, r11: 0x10001, r12, r13, ..Regs::new() }, config)
+}
+
+#[test]
+fn map_gpa_direction_is_the_shared_bit() {
+    let config = TdxConfig::LEVELS_5_GPAW_52;
+    let request = map_gpa(1 << 51 | 0x4000_0000, 0x20_0000, config).unwrap().unwrap();
+    assert!(request.to_shared);
+    assert_eq!(request.range, GpaRange::new(gpa(0x4000_0000), 0x20_0000).unwrap());
+    assert!(!map_gpa(0x4000_0000, 0x1000, config).unwrap().unwrap().to_shared);
+    // With a 48-bit TD the same bit is no address.
+    assert!(map_gpa(1 << 51, 0x1000, TdxConfig::LEVELS_4).unwrap().is_err());
+}
+
+#[test]
+fn map_gpa_refuses_nonsense() {
+    let config = TdxConfig::LEVELS_4;
+    for (r12, r13) in [
+        (0x800, 0x1000),
+        (0x1000, 0),
+        (0x1000, 0x800),
+        ((1 << 47) - 0x1000, 0x2000),
+        (1 << 47 | ((1 << 47) - 0x1000), 0x2000),
+        (0x1000, u64::MAX - 0xfff),
+        (u64::MAX - 0xfff, 0x1000),
+    ] {
+        assert!(map_gpa(r12, r13, config).unwrap().is_err(), "{r12:#x} {r13:#x}");
+    }
+    assert!(map_gpa((1 << 47) - 0x1000, 0x1000, config).unwrap().is_ok());
+    let other = Regs { rax: 77, r11: 0x10002, ..Regs::new() };
+    assert!(MapGpa::decode(&other, config).is_none());
+    let vendor = Regs { rax: 77, r10: 1, r11: 0x10001, ..Regs::new() };
+    assert!(MapGpa::decode(&vendor, config).is_none());
+}
+
+#[test]
+fn replies() {
+    assert_eq!(MapGpaReply::Done.registers(), (0, 0));
+    assert_eq!(MapGpaReply::Retry(gpa(0x4000_1000)).registers(), (1, 0x4000_1000));
+    assert_eq!(MapGpaReply::Invalid.registers(), (0x8000_0000_0000_0000, 0));
+}

@@ -1,0 +1,83 @@
+use super::*;
+use crate::testing::{frame, gpa};
+use crate::{FieldId, Hkid, mng, mng::KeyConfig, mr, sys, vp};
+
+fn on(rax: u64, rcx: u64) -> Regs {
+    Regs { rax, rcx, ..Regs::new() }
+}
+
+#[test]
+fn td_life() {
+    let expected = Regs { rdx: 33, ..on(9, TDR) };
+    let td = sends(Script::new(), expected, |t| mng::create(t, frame(TDR), Hkid::new(33))).unwrap();
+    assert_eq!(td, tdr());
+
+    assert_eq!(sends(Script::new(), on(8, TDR), |t| mng::key_config(t, td)), Ok(KeyConfig::Configured));
+    let script = Script::new().status(0x0000_0815_0000_0000);
+    assert_eq!(mng::key_config(&script, td), Ok(KeyConfig::Already));
+
+    let expected = Regs { rdx: TDR, ..on(1, 0x101_0000) };
+    sends(Script::new(), expected, |t| mng::addcx(t, td, frame(0x101_0000))).unwrap();
+    let expected = Regs { rdx: 0x4000_0400, ..on(21, TDR) };
+    sends(Script::new(), expected, |t| mng::init(t, td, hpa(0x4000_0400))).unwrap();
+    sends(Script::new(), on(17, TDR), |t| mr::finalize(t, td)).unwrap();
+    sends(Script::new(), on(19, TDR), |t| mng::vpflushdone(t, td)).unwrap();
+    sends(Script::new(), on(20, TDR), |t| mng::key_freeid(t, td)).unwrap();
+    let expected = Regs { rdx: TDR, ..on(16, 0x1100) };
+    sends(Script::new(), expected, |t| mr::extend(t, td, gpa(0x1100))).unwrap();
+
+    let script = Script::new().status(0x8000_0203_0000_0000);
+    let back = mng::create(&script, frame(TDR), Hkid::new(33)).unwrap_err();
+    assert_eq!(back.held.hpa().raw(), TDR);
+}
+
+#[test]
+fn td_metadata() {
+    let epoch = 0x9210_0003_0000_0000;
+    let script = Script::new().then(|regs| Regs { rax: 0, r8: 7, ..regs });
+    let value = sends(script, Regs { rdx: epoch, ..on(11, TDR) }, |t| mng::rd(t, tdr(), FieldId::TD_EPOCH));
+    assert_eq!(value, Ok(7));
+    let script = Script::new().then(|regs| Regs { rax: 0, r8: 7, rdx: u64::MAX, ..regs });
+    let expected = Regs { rdx: epoch, ..on(0x1_000b, TDR) };
+    let value = sends(script, expected, |t| mng::rd_next(t, tdr(), FieldId::TD_EPOCH));
+    assert_eq!(value, Ok((7, None)));
+    let expected = Regs { rdx: epoch, r8: 5, r9: 0xff, ..on(13, TDR) };
+    let script = Script::new().then(|regs| Regs { rax: 0, r8: 4, ..regs });
+    let value = sends(script, expected, |t| mng::wr(t, tdr(), FieldId::TD_EPOCH, 5, 0xff));
+    assert_eq!(value, Ok(4));
+}
+
+#[test]
+fn vcpu_life() {
+    let expected = Regs { rdx: TDR, ..on(10, TDVPR) };
+    let vcpu = sends(Script::new(), expected, |t| vp::create(t, tdr(), frame(TDVPR))).unwrap();
+    assert_eq!(vcpu, tdvpr());
+    let expected = Regs { rdx: TDVPR, ..on(4, 0x101_0000) };
+    sends(Script::new(), expected, |t| vp::addcx(t, vcpu, frame(0x101_0000))).unwrap();
+    sends(Script::new(), Regs { rdx: 0x77, ..on(22, TDVPR) }, |t| vp::init(t, vcpu, 0x77)).unwrap();
+    let expected = Regs { rdx: 0x77, r8: 3, ..on(0x1_0016, TDVPR) };
+    sends(Script::new(), expected, |t| vp::init_x2apic(t, vcpu, 0x77, 3)).unwrap();
+    sends(Script::new(), on(18, TDVPR), |t| vp::flush(t, vcpu)).unwrap();
+    assert_eq!(vp::enter_operand(vcpu, false, false), TDVPR);
+    assert_eq!(vp::enter_operand(vcpu, true, true), TDVPR | 0x0030_0000_0000_0000);
+}
+
+#[test]
+fn vcpu_metadata() {
+    let field = FieldId::new(0x1120_0003_0000_0000);
+    let script = Script::new().then(|regs| Regs { rax: 0, r8: 7, ..regs });
+    let expected = Regs { rdx: field.raw(), ..on(26, TDVPR) };
+    assert_eq!(sends(script, expected, |t| vp::rd(t, tdvpr(), field)), Ok(7));
+    let script = Script::new().then(|regs| Regs { rax: 0, r8: 7, rdx: regs.rdx + 1, ..regs });
+    let expected = Regs { rdx: field.raw(), ..on(0x1_001a, TDVPR) };
+    assert_eq!(sends(script, expected, |t| vp::rd_next(t, tdvpr(), field)), Ok((7, Some(field.element(1)))));
+    let expected = Regs { rdx: field.raw(), r8: 1, r9: 2, ..on(43, TDVPR) };
+    assert_eq!(sends(Script::new(), expected, |t| vp::wr(t, tdvpr(), field, 1, 2)), Ok(1));
+}
+
+#[test]
+fn platform_metadata() {
+    let script = Script::new().then(|regs| Regs { rax: 0, rdx: u64::MAX, r8: 1 << 36, ..regs });
+    let expected = Regs { rdx: 0x0a00_0003_0000_0008, ..on(34, 0) };
+    assert_eq!(sends(script, expected, |t| sys::rd(t, FieldId::TDX_FEATURES0)), Ok((1 << 36, None)));
+}

@@ -1,0 +1,80 @@
+use super::*;
+use crate::export::{self, GpaList};
+use crate::sys::{self, TdmrProgress};
+use crate::testing::{entry, frame, frame_of};
+use crate::{FieldId, Hkid};
+use sept_core::Level;
+
+fn on(rax: u64) -> Regs {
+    Regs { rax, ..Regs::new() }
+}
+
+#[test]
+fn bring_up() {
+    sends(Script::new(), on(33), sys::init).unwrap();
+    sends(Script::new(), on(35), sys::lp_init).unwrap();
+    sends(Script::new(), on(31), sys::key_config).unwrap();
+    sends(Script::new(), on(44), sys::lp_shutdown).unwrap();
+    sends(Script::new(), on(53), sys::update).unwrap();
+    sends(Script::new(), Regs { rcx: 3, ..on(52) }, |t| sys::shutdown(t, 3)).unwrap();
+}
+
+#[test]
+#[expect(unsafe_code, reason = "the script takes no memory")]
+fn config() {
+    let expected = Regs { rcx: 0x4000_0200, rdx: 3, r8: 32, ..on(45) };
+    // SAFETY: a script stands for the module; it reads and takes nothing.
+    sends(Script::new(), expected, |t| unsafe { sys::config(t, hpa(0x4000_0200), 3, Hkid::new(32), false) })
+        .unwrap();
+    let expected = Regs { r8: 0x1_0020, ..expected };
+    // SAFETY: a script stands for the module; it reads and takes nothing.
+    sends(Script::new(), expected, |t| unsafe { sys::config(t, hpa(0x4000_0200), 3, Hkid::new(32), true) })
+        .unwrap();
+}
+
+#[test]
+fn tdmr_init() {
+    let script = Script::new().details(0, 0x1_0000_0000, 0x1_4000_0000);
+    let expected = Regs { rcx: 0x1_0000_0000, ..on(36) };
+    let progress = sends(script, expected, |t| sys::tdmr_init(t, hpa(0x1_0000_0000)));
+    assert_eq!(progress, Ok(TdmrProgress::Until(hpa(0x1_4000_0000))));
+    let script = Script::new().status(0x0000_0a03_0000_0000);
+    assert_eq!(sys::tdmr_init(&script, hpa(0)), Ok(TdmrProgress::Done));
+}
+
+#[test]
+fn info() {
+    let expected = Regs { rcx: 0x5000, rdx: 1024, r8: 0x5800, r9: 32, ..on(32) };
+    let script = Script::new().then(|regs| Regs { rax: 0, rdx: 1000, r9: 2, ..regs });
+    let sizes = sends(script, expected, |t| sys::info(t, &mut frame(0x5000))).unwrap();
+    assert_eq!((sizes.info_bytes, sizes.cmrs), (1000, 2));
+
+    let first = FieldId::new(0x0800_0001_0000_0003);
+    let expected = Regs { rdx: 0x5000, r8: first.raw(), ..on(37) };
+    let script = Script::new().then(|regs| Regs { rax: 0, r8: u64::MAX, ..regs });
+    assert_eq!(sends(script, expected, |t| sys::rd_all(t, &mut frame(0x5000), first)), Ok(None));
+}
+
+#[test]
+fn blockw() {
+    let mut page = frame(0x5000);
+    let list = GpaList::new(&mut page, 2, 511).unwrap();
+    let expected = Regs { rcx: 0xff80_0000_0000_5010, rdx: TDR, ..on(65) };
+    let script =
+        Script::new().then(|regs| Regs { rax: 0x8000_0003_0000_0000, rcx: 0x9_9000 | 40 << 3, ..regs });
+    let back = sends(script, expected, |t| export::blockw(t, tdr(), list)).unwrap_err();
+    // The first entry moves on; the address stays that of the frame, whatever came back.
+    assert_eq!((back.held.first(), back.held.raw()), (40, 0xff80_0000_0000_5140));
+    let script = Script::new().then(|regs| Regs { rax: 7, ..regs });
+    assert_eq!(export::blockw(&script, tdr(), back.held).unwrap(), 7);
+
+    assert!(GpaList::new(&mut page, 3, 2).is_none());
+    assert!(GpaList::new(&mut page, 0, 512).is_none());
+    assert!(GpaList::new(&mut frame_of(0x20_0000, Level::L2M), 0, 1).is_none());
+}
+
+#[test]
+fn unblockw() {
+    let expected = Regs { rcx: 0x1000, rdx: TDR, ..on(75) };
+    sends(Script::new(), expected, |t| export::unblockw(t, tdr(), entry(0x1000, Level::L4K))).unwrap();
+}
