@@ -1,6 +1,7 @@
 //! Every layout and every transition of small blocks against explicit lists; large ones at random.
 #![expect(
     clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
     clippy::indexing_slicing,
     clippy::unwrap_used,
     clippy::panic,
