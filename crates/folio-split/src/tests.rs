@@ -4,7 +4,7 @@
     clippy::cast_possible_truncation,
     clippy::indexing_slicing,
     clippy::unwrap_used,
-    clippy::panic,
+    clippy::single_range_in_vec_init,
     reason = "a test that overflows or misses an index has failed"
 )]
 
@@ -236,6 +236,9 @@ fn bitmap(runs: &[Range<u64>], pages: u64) -> Vec<u64> {
     words
 }
 
+/// A set, and whether a page is a member.
+type Case<'a> = (&'a dyn PageSet, &'a dyn Fn(u64) -> bool);
+
 #[test]
 fn sets_agree_with_their_pages() {
     const PAGES: u64 = 300;
@@ -250,7 +253,7 @@ fn sets_agree_with_their_pages() {
         let (a, b) = (a.as_slice(), b.as_slice());
         let (wa, wb) = (wa.as_slice(), wb.as_slice());
         let splice = Splice { left: a, right: wb, at: seam };
-        let cases: [(&dyn PageSet, &dyn Fn(u64) -> bool); 6] = [
+        let cases: [Case; 6] = [
             (&a, &|p| has(wa, p)),
             (&wa, &|p| has(wa, p)),
             (&Union(a, wb), &|p| has(wa, p) || has(wb, p)),
@@ -310,11 +313,13 @@ fn check_counts_large(orders: &[u8], counts: &LayoutCounts) {
     }
 }
 
-/// Folios, index nodes and folios, index nodes with `{18,9,0}` and with all orders (linux-conversion 3.5).
+/// The small pages, then folios and index nodes with `{18,9,0}`, then with all orders.
+type Row = (Vec<Range<u64>>, u64, u64, u64, u64);
+
 #[test]
 fn the_published_table() {
     let spread = |step: u64, count: u64| (0..count).map(move |i| i * step..i * step + 1).collect::<Vec<_>>();
-    let rows: [(Vec<Range<u64>>, u64, u64, u64, u64); 8] = [
+    let rows: [Row; 8] = [
         (vec![1000..1001], 1023, 73, 19, 3),
         (vec![5..6, 100..101], 1023, 73, 25, 4),
         (vec![5..6, 200_000..200_001], 1534, 81, 36, 5),

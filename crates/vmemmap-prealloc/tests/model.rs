@@ -1,9 +1,11 @@
 //! Transitions of whole blocks on the model host: what is planned is used, what is read back is the layout.
 #![expect(
     clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
     clippy::indexing_slicing,
     clippy::unwrap_used,
     clippy::panic,
+    clippy::single_range_in_vec_init,
     reason = "a test that overflows or misses an index has failed"
 )]
 
@@ -103,11 +105,13 @@ impl Host {
     }
 }
 
-/// New vmemmap pages and index nodes with `{18,9,0}` and with all orders (linux-conversion 3.5 and 4.5).
+/// The small pages, then new vmemmap pages and index nodes with `{18,9,0}`, then with all orders.
+type Row = (Vec<Range<u64>>, u64, u64, u64, u64);
+
 #[test]
 fn the_published_table() {
     let spread = |step: u64, count: u64| (0..count).map(move |i| i * step..i * step + 1).collect::<Vec<_>>();
-    let rows: [(Vec<Range<u64>>, u64, u64, u64, u64); 8] = [
+    let rows: [Row; 8] = [
         (vec![1000..1001], 518, 73, 12, 3),
         (vec![5..6, 100..101], 518, 73, 12, 4),
         (vec![5..6, 200_000..200_001], 525, 81, 23, 5),

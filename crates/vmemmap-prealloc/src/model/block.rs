@@ -244,7 +244,7 @@ impl State {
             StructPage::Head { .. } => Some(match self.read(base, page + 1) {
                 // The image of a head: the page after it is a tail of another one (page_fixed_fake_head).
                 Some(StructPage::TailOf { head })
-                    if page % STRUCTS as u64 == 0 && u64::from(head) != page =>
+                    if page.is_multiple_of(STRUCTS as u64) && u64::from(head) != page =>
                 {
                     u64::from(head)
                 }

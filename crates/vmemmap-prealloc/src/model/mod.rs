@@ -11,6 +11,14 @@
 //!
 //! All methods take `&self`; one lock protects the whole.
 
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test double that overflows or misses an index has found a fault"
+)]
+
 mod block;
 mod check;
 mod folios;
@@ -203,7 +211,7 @@ impl HostModel {
         }
         if optimized {
             for index in (0..all).filter(|index| index % step >= kept) {
-                let folio = block.part(index / step * step << 6, top).unwrap_or(block);
+                let folio = block.part((index / step * step) << 6, top).unwrap_or(block);
                 let entry = state.tail_entry(&new, self.geometry.tail_of(block, folio));
                 // The first one makes the rest of a block that is one folio.
                 if !new.entries.set_uniform(entry) {
@@ -245,10 +253,10 @@ impl HostModel {
             Some(1) => drop(block.pins.remove(&page)),
             Some(pins) => *pins -= 1,
         }
-        if let Some(head) = state.head_of(base, page) {
-            if let Some(StructPage::Head { order, poisoned, refs: refs @ 1.. }) = state.read(base, head) {
-                state.write(base, head, StructPage::Head { order, poisoned, refs: refs - 1 });
-            }
+        if let Some(head) = state.head_of(base, page)
+            && let Some(StructPage::Head { order, poisoned, refs: refs @ 1.. }) = state.read(base, head)
+        {
+            state.write(base, head, StructPage::Head { order, poisoned, refs: refs - 1 });
         }
         true
     }

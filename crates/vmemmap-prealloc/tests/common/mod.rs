@@ -1,8 +1,9 @@
 //! A page source that knows what is outstanding, and a store without a bound.
 #![allow(dead_code, reason = "not every test file uses all of it")]
 
+use core::cell::RefCell;
 use sept_core::{Frame, FrameKind, FrameSource, FrameStore, Hpa, Level};
-use std::{cell::RefCell, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 #[derive(Debug, Default)]
 pub(crate) struct Source {
