@@ -280,7 +280,7 @@ impl State {
                 self.violate(format!("store through read-only entry {index} of block {base:#x}"));
                 return;
             }
-            if self.stale.contains(&(base, index)) {
+            if self.stale.contains_key(&(base, index)) {
                 self.violate(format!("store through entry {index} of block {base:#x} before the flush"));
             }
             let skip = page as usize % STRUCTS;

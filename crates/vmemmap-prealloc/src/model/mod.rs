@@ -23,6 +23,7 @@ mod block;
 mod check;
 mod folios;
 mod page;
+mod readers;
 mod tree;
 mod vmemmap;
 
@@ -38,7 +39,7 @@ use folio_split::{OrderSet, Pfn, PfnBlock};
 use sept_core::{Frame, FrameKind, FrameSource};
 use std::{
     boxed::Box,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     format,
     string::String,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -99,8 +100,9 @@ struct State {
     templates: BTreeMap<u8, u64>,
     /// Page tables by the number of the piece of memory they describe.
     tables: BTreeMap<u64, Frame>,
-    /// Entries changed since the last flush: first page of the block, index.
-    stale: BTreeSet<(u64, u64)>,
+    /// Entries changed since the last flush, by first page of the block and index: what they were, and may still be
+    /// for another CPU.
+    stale: BTreeMap<(u64, u64), Vec<u64>>,
     /// Number of flushes so far.
     epoch: u64,
     /// Index nodes that may still be reserved; `None`: any number.
@@ -128,7 +130,7 @@ impl HostModel {
             memory: HashMap::new(),
             templates: BTreeMap::new(),
             tables: BTreeMap::new(),
-            stale: BTreeSet::new(),
+            stale: BTreeMap::new(),
             epoch: 0,
             node_limit: None,
             counters: Counters::default(),
