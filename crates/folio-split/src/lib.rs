@@ -9,6 +9,7 @@ mod index;
 mod layout;
 mod order;
 mod pages;
+mod tally;
 mod transition;
 
 #[cfg(test)]

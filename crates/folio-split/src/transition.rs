@@ -150,12 +150,20 @@ impl<A: PageSet, B: PageSet> Transition<A, B> {
     /// Exact numbers of the layouts before, after and in between.
     #[must_use]
     pub fn counts(&self) -> TransitionCounts {
-        let between = FolioLayout::new(self.block, self.orders, Union(&self.from, &self.to));
-        TransitionCounts {
-            from: self.from_layout().counts(),
-            to: self.to_layout().counts(),
-            between: between.counts(),
+        let order = self.block.order();
+        let end = order.pages();
+        let undivided = LayoutCounts::undivided(order, self.orders);
+        // The first share and the last unshare of a block are the most frequent by far.
+        if self.from.next_run(0).is_none_or(|run| run.start >= end) {
+            let to = self.to_layout().counts();
+            return TransitionCounts { from: undivided, to, between: to };
         }
+        let from = self.from_layout().counts();
+        if self.to.next_run(0).is_none_or(|run| run.start >= end) {
+            return TransitionCounts { from, to: undivided, between: from };
+        }
+        let between = FolioLayout::new(self.block, self.orders, Union(&self.from, &self.to)).counts();
+        TransitionCounts { from, to: self.to_layout().counts(), between }
     }
 
     /// Index nodes that the splits need and the merges give back.

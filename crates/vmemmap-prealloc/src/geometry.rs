@@ -161,10 +161,8 @@ impl Geometry {
             return 0;
         }
         let small = layout.fragmented(self.structs);
-        let large = layout.orders().iter().filter(|&order| order >= self.structs);
-        large.fold(small, |sum, order| {
-            sum.saturating_add(layout.folios_of(order).saturating_mul(self.kept(order)))
-        })
+        let large = layout.by_order().take_while(|&(order, _)| order >= self.structs);
+        large.fold(small, |sum, (order, folios)| sum.saturating_add(folios.saturating_mul(self.kept(order))))
     }
 
     /// Tail pages of all folios of a layout.

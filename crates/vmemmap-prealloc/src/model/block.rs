@@ -103,8 +103,8 @@ pub(super) struct Block {
 }
 
 impl Block {
-    pub(super) fn flat(block: PfnBlock) -> Self {
-        Self::with(block, block.order(), false, 0)
+    pub(super) fn flat(block: PfnBlock, top: Order) -> Self {
+        Self::with(block, top, false, 0)
     }
 
     pub(super) fn paged(block: PfnBlock, top: Order, optimized: bool) -> Self {
@@ -145,10 +145,6 @@ impl Block {
         for (page, slot) in (index * STRUCTS as u64..).zip(content) {
             *slot = self.initial(Some(geometry.tails()), page);
         }
-    }
-
-    pub(super) fn set_top(&mut self, top: Order) {
-        self.top = top;
     }
 
     /// The `struct page`s of boot memory, from now on one by one.
@@ -248,7 +244,7 @@ impl State {
             StructPage::Head { .. } => Some(match self.read(base, page + 1) {
                 // The image of a head: the page after it is a tail of another one (page_fixed_fake_head).
                 Some(StructPage::TailOf { head })
-                    if page % STRUCTS as u64 == 0 && u64::from(head) != page =>
+                    if page.is_multiple_of(STRUCTS as u64) && u64::from(head) != page =>
                 {
                     u64::from(head)
                 }
@@ -284,7 +280,7 @@ impl State {
                 self.violate(format!("store through read-only entry {index} of block {base:#x}"));
                 return;
             }
-            if self.stale.contains(&(base, index)) {
+            if self.stale.contains_key(&(base, index)) {
                 self.violate(format!("store through entry {index} of block {base:#x} before the flush"));
             }
             let skip = page as usize % STRUCTS;

@@ -165,7 +165,7 @@ impl FolioBackend for HostModel {
         let whole = frozen.whole;
         let Some((base, first)) = state.locate(whole.base()) else { return };
         let pages = first / 64..(first + whole.pages()).div_ceil(64);
-        if let Some(&(_, index)) = state.stale.range((base, pages.start)..(base, pages.end)).next() {
+        if let Some((&(_, index), _)) = state.stale.range((base, pages.start)..(base, pages.end)).next() {
             state.violate(format!("{whole} thawed while entry {index} is not flushed"));
         }
         match state.heads(base, whole) {

@@ -11,10 +11,19 @@
 //!
 //! All methods take `&self`; one lock protects the whole.
 
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test double that overflows or misses an index has found a fault"
+)]
+
 mod block;
 mod check;
 mod folios;
 mod page;
+mod readers;
 mod tree;
 mod vmemmap;
 
@@ -25,12 +34,12 @@ pub use self::{
 };
 
 use self::block::Block;
-use crate::{Geometry, RegisterError, Tail, VmemmapBackend, VmemmapPage, install_tables};
+use crate::{Geometry, RegisterError, Tail, install_tables};
 use folio_split::{OrderSet, Pfn, PfnBlock};
 use sept_core::{Frame, FrameKind, FrameSource};
 use std::{
     boxed::Box,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     format,
     string::String,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -67,6 +76,14 @@ pub struct Counters {
     pub flushes: u64,
 }
 
+impl Counters {
+    /// The numbers in use, without the totals: equal before and after a way there and back.
+    #[must_use]
+    pub const fn in_use(self) -> Self {
+        Self { entry_writes: 0, flushes: 0, ..self }
+    }
+}
+
 /// A page of memory that holds `struct page`s.
 #[derive(Debug)]
 struct Held {
@@ -83,8 +100,9 @@ struct State {
     templates: BTreeMap<u8, u64>,
     /// Page tables by the number of the piece of memory they describe.
     tables: BTreeMap<u64, Frame>,
-    /// Entries changed since the last flush: first page of the block, index.
-    stale: BTreeSet<(u64, u64)>,
+    /// Entries changed since the last flush, by first page of the block and index: what they were, and may still be
+    /// for another CPU.
+    stale: BTreeMap<(u64, u64), Vec<u64>>,
     /// Number of flushes so far.
     epoch: u64,
     /// Index nodes that may still be reserved; `None`: any number.
@@ -112,7 +130,7 @@ impl HostModel {
             memory: HashMap::new(),
             templates: BTreeMap::new(),
             tables: BTreeMap::new(),
-            stale: BTreeSet::new(),
+            stale: BTreeMap::new(),
             epoch: 0,
             node_limit: None,
             counters: Counters::default(),
@@ -133,7 +151,7 @@ impl HostModel {
 
     /// Adds a block without the optimization. Its vmemmap is boot memory: not counted, and never shared.
     pub fn add_plain_block(&self, block: PfnBlock) {
-        let block = Block::flat(block);
+        let block = Block::flat(block, self.orders.largest_within(block.order()));
         self.lock().blocks.insert(block.block.base().raw(), block);
     }
 
@@ -195,7 +213,7 @@ impl HostModel {
         }
         if optimized {
             for index in (0..all).filter(|index| index % step >= kept) {
-                let folio = block.part(index / step * step << 6, top).unwrap_or(block);
+                let folio = block.part((index / step * step) << 6, top).unwrap_or(block);
                 let entry = state.tail_entry(&new, self.geometry.tail_of(block, folio));
                 // The first one makes the rest of a block that is one folio.
                 if !new.entries.set_uniform(entry) {
@@ -237,10 +255,10 @@ impl HostModel {
             Some(1) => drop(block.pins.remove(&page)),
             Some(pins) => *pins -= 1,
         }
-        if let Some(head) = state.head_of(base, page) {
-            if let Some(StructPage::Head { order, poisoned, refs: refs @ 1.. }) = state.read(base, head) {
-                state.write(base, head, StructPage::Head { order, poisoned, refs: refs - 1 });
-            }
+        if let Some(head) = state.head_of(base, page)
+            && let Some(StructPage::Head { order, poisoned, refs: refs @ 1.. }) = state.read(base, head)
+        {
+            state.write(base, head, StructPage::Head { order, poisoned, refs: refs - 1 });
         }
         true
     }
@@ -331,11 +349,5 @@ impl HostModel {
         if let Some((base, page)) = state.locate(pfn) {
             state.write(base, page, value);
         }
-    }
-
-    /// Removes an entry's own page from the block's layout behind the caller's back: what a forgotten restore does.
-    pub fn lose_page(&self, at: VmemmapPage) {
-        let tail = self.geometry.tail_of(at.block, at.block);
-        VmemmapBackend::map_tail(self, at, tail);
     }
 }

@@ -55,7 +55,7 @@ impl State {
         if !block.covers_frozen(at.index) {
             self.violate(format!("entry {} of {} changed while not frozen", at.index, at.block));
         }
-        self.stale.insert((base, at.index));
+        self.stale.entry((base, at.index)).or_default().push(old);
         self.counters.entry_writes += 1;
     }
 }
