@@ -42,7 +42,7 @@ impl Plan {
             }
             None if request.operation == Operation::Coalesce => {}
             None => {
-                let splits = boundary_cost(platform.tee(), request.range).map_err(tee)?;
+                let splits = boundary_cost(platform, &request).map_err(tee)?;
                 needs = needs.plus(Needs::frames(splits));
             }
         }

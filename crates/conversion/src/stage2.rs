@@ -2,49 +2,89 @@
 //!
 //! Plan and commit both read the answers here, so they cannot differ. Nothing is stored: each question is a walk.
 
-use crate::{Block, Operation, Platform, Request, Tee, layout::Target};
-use folio_split::FolioLayout;
-use sept_core::{Entry, FrameNeeds, Gpa, GpaEntry, GpaRange, Hpa, LeafState, Level};
+use crate::{Block, Operation, Platform, Request, Tee, TeeError, layout::Target};
+use folio_split::{FolioLayout, Order};
+use sept_core::{Entry, Found, FrameNeeds, Gpa, GpaEntry, GpaRange, Hpa, LeafState, Level};
 
-/// The pages of `range` at the first and last address: the only places where a leaf can reach beyond it.
-fn edges(range: GpaRange) -> [Gpa; 2] {
-    [range.start(), Gpa::truncate(range.end().saturating_sub(Level::L4K.size()))]
-}
-
-/// Leaves of `level` that reach beyond `range` and must be split before part of them is taken: at most two.
-pub(crate) fn boundary<T: Tee>(
-    tee: &T,
+/// The entries of `level` at both ends of a request that are split before part of them is taken.
+///
+/// Usually one at each end: the entry that the range begins or ends in. Where the host has no folio order between
+/// the level and the one it splits from, a whole block around each end falls to smaller folios, and every leaf in it
+/// must be split before.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ends {
     range: GpaRange,
+    /// The same range, widened to where folios become smaller than the level.
+    wide: GpaRange,
     level: Level,
-) -> Result<[Option<GpaEntry>; 2], T::Error> {
-    let mut found = [None; 2];
-    for (slot, gpa) in found.iter_mut().zip(edges(range)) {
-        let at = tee.lookup(gpa)?;
-        let reaches = matches!(at.entry, Entry::Leaf { .. }) && !range.covers(at.at);
-        *slot = (reaches && at.at.level() == level).then_some(at.at);
-    }
-    if found[0] == found[1] {
-        found[1] = None;
-    }
-    Ok(found)
 }
 
-/// Frames for all splits that taking exactly `range` needs: at most two for each level.
-pub(crate) fn boundary_cost<T: Tee>(tee: &T, range: GpaRange) -> Result<FrameNeeds, T::Error> {
-    let mut needs = FrameNeeds::NONE;
-    let mut counted: [Option<GpaEntry>; 3] = [None; 3];
-    for gpa in edges(range) {
-        let found = tee.lookup(gpa)?;
-        let Entry::Leaf { hpa, .. } = found.entry else { continue };
-        for (level, seen) in [Level::L1G, Level::L2M].into_iter().zip(&mut counted) {
-            let piece = GpaEntry::containing(gpa, level);
-            if level > found.at.level() || range.covers(piece) || *seen == Some(piece) {
-                continue;
+impl Ends {
+    /// The ends of `request` at `level`.
+    pub(crate) fn of<P: Platform>(platform: &P, request: &Request, level: Level) -> Self {
+        let range = request.range;
+        let divides = matches!(request.operation, Operation::Share | Operation::Isolate);
+        let wide = if divides { widened(platform, range, level) } else { range };
+        Self { range, wide, level }
+    }
+
+    /// The first entry at or after `next` that may have to be split.
+    fn entry(&self, next: u64) -> Option<GpaEntry> {
+        let wide = self.wide.align_out(self.level);
+        let at = GpaEntry::containing(Gpa::new(next.max(wide.start().raw()))?, self.level);
+        // The middle is taken whole: on to the entry that the range ends in, or the first one after it.
+        let after = if self.range.covers(at) { self.range.end() } else { at.gpa().raw() };
+        let at = GpaEntry::containing(Gpa::new(after)?, self.level);
+        wide.covers(at).then_some(at)
+    }
+
+    /// The first leaf of the level or above, at or after `next`, that is split. Above: it is split on the way.
+    pub(crate) fn next_leaf<T: Tee>(
+        &self,
+        tee: &T,
+        next: u64,
+    ) -> Result<Option<(GpaEntry, Found)>, T::Error> {
+        let mut next = next;
+        while let Some(at) = self.entry(next) {
+            let found = tee.lookup(at.gpa())?;
+            if matches!(found.entry, Entry::Leaf { .. }) && found.at.level() >= self.level {
+                return Ok(Some((at, found)));
             }
-            let offset = piece.gpa().raw().saturating_sub(found.at.gpa().raw());
-            let backing = Hpa::truncate(hpa.raw().saturating_add(offset));
-            needs = needs.plus(tee.table_cost(piece, Some(backing)));
-            *seen = Some(piece);
+            next = at.end();
+        }
+        Ok(None)
+    }
+}
+
+/// `range` and whatever of its blocks falls to folios smaller than `level` when the range becomes small pages.
+pub(crate) fn widened<P: Platform>(platform: &P, range: GpaRange, level: Level) -> GpaRange {
+    let last = Gpa::truncate(range.end().saturating_sub(Level::L4K.size()));
+    let Some(order) = Order::new(level.order()) else { return range };
+    let end_of = |gpa: Gpa, end: bool| {
+        let block = platform.block_of(gpa)?;
+        let top = block.pfn().order();
+        let unit = platform.orders().clipped(top).smallest_from(order).unwrap_or(top);
+        let first = block.page(gpa) & !unit.pages().saturating_sub(1);
+        let page = if end { first.saturating_add(unit.pages()) } else { first };
+        Some(block.gpa().raw().saturating_add(page << Level::L4K.shift()))
+    };
+    let start = end_of(range.start(), false).unwrap_or(range.start().raw()).min(range.start().raw());
+    let end = end_of(last, true).unwrap_or(range.end()).max(range.end());
+    Gpa::new(start).and_then(|gpa| GpaRange::new(gpa, end.saturating_sub(start))).unwrap_or(range)
+}
+
+/// Frames for all splits that a request needs before its range is taken.
+pub(crate) fn boundary_cost<P: Platform>(platform: &P, request: &Request) -> Result<FrameNeeds, TeeError<P>> {
+    let tee = platform.tee();
+    let mut needs = FrameNeeds::NONE;
+    for level in [Level::L1G, Level::L2M] {
+        let ends = Ends::of(platform, request, level);
+        let mut next = 0;
+        while let Some((at, found)) = ends.next_leaf(tee, next)? {
+            next = at.end();
+            let Entry::Leaf { hpa, .. } = found.entry else { continue };
+            let offset = at.gpa().raw().saturating_sub(found.at.gpa().raw());
+            needs = needs.plus(tee.table_cost(at, Some(Hpa::truncate(hpa.raw().saturating_add(offset)))));
         }
     }
     Ok(needs)
@@ -116,7 +156,7 @@ impl Mapping {
         block: &Block,
         region: Region,
         target: &Target<'_, P>,
-    ) -> Result<Slot, <P::Tee as Tee>::Error> {
+    ) -> Result<Slot, TeeError<P>> {
         let tee = platform.tee();
         let found = tee.lookup(region.part.start())?;
         let level = found.at.level();
@@ -150,7 +190,7 @@ impl Mapping {
         &self,
         platform: &P,
         request: &Request,
-    ) -> Result<Option<(FrameNeeds, FrameNeeds)>, <P::Tee as Tee>::Error> {
+    ) -> Result<Option<(FrameNeeds, FrameNeeds)>, TeeError<P>> {
         let tee = platform.tee();
         let (mut needs, mut releasable) = (FrameNeeds::NONE, FrameNeeds::NONE);
         // Last entry of each level for which a missing table was counted; regions come in order.

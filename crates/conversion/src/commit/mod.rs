@@ -148,9 +148,10 @@ impl<P: Platform> Reservation<P> {
             Ok(plan) if self.holds(platform).covers(&plan.needs()) => {
                 platform.set_converting(request.range, true);
                 let start = self.holds(platform);
+                let phase = first_phase(&request);
                 let at = Cursor {
-                    phase: first_phase(&request),
-                    next: request.range.start().raw(),
+                    phase,
+                    next: first_address(phase, &request),
                     blocked: false,
                     past_return: false,
                     ticket: None,
@@ -262,7 +263,7 @@ impl<P: Platform> Commit<P> {
 
     fn enter(&mut self, phase: Phase) {
         self.at.phase = phase;
-        self.at.next = self.request().range.start().raw();
+        self.at.next = first_address(phase, &self.request());
     }
 
     fn advance(&mut self) {
@@ -291,6 +292,14 @@ fn first_phase(request: &Request) -> Phase {
         Operation::Populate { .. } => Phase::SplitBlock(Level::L2M),
         Operation::Prepare => Phase::Map,
         Operation::Coalesce => Phase::Layout,
+    }
+}
+
+/// Where a phase begins to look. Some look at leaves around the range too.
+const fn first_address(phase: Phase, request: &Request) -> u64 {
+    match phase {
+        Phase::SplitBlock(_) | Phase::Split(_) | Phase::Undo => 0,
+        _ => request.range.start().raw(),
     }
 }
 

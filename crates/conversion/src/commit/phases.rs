@@ -4,7 +4,7 @@ use super::{Commit, CommitError, Phase, Turn};
 use crate::{
     Event, Needs, Observer, Operation, Platform, Tee, TeeError, Visibility,
     layout::{Target, chunk_end, gpa_of, relay},
-    stage2::{Mapping, Region, Slot, boundary, region},
+    stage2::{Ends, Mapping, Region, Slot, region, widened},
 };
 use sept_core::{Entry, Fill, FrameNeeds, FrameSource, Gpa, GpaEntry, Level, Returned};
 use vmemmap_prealloc::AtomError;
@@ -106,8 +106,9 @@ impl<P: Platform> Commit<P> {
         let range = self.request().range;
         let Some(mapping) = self.mapping() else {
             let at = GpaEntry::containing(range.start(), level);
-            let edges = boundary(platform.tee(), range, level).map_err(tee_error(at))?;
-            return Ok(edges.into_iter().flatten().find(|at| at.end() > self.at.next));
+            let ends = Ends::of(platform, &self.request(), level);
+            let found = ends.next_leaf(platform.tee(), self.at.next).map_err(tee_error(at))?;
+            return Ok(found.map(|(at, _)| at));
         };
         if level != Level::L2M {
             return Ok(None);
@@ -402,15 +403,19 @@ impl<P: Platform> Commit<P> {
         }
     }
 
-    /// Unblocks what this operation blocked.
+    /// Unblocks what this operation blocked: in its range, and leaves around it that were to be split.
     fn undo(&mut self, platform: &P, calls: &mut u32, observer: &mut impl Observer) -> Turned<P> {
         let Some(fenced) = self.at.fenced else { return Ok(Turn::Done) };
-        while let Some(found) = self.cursor(platform)? {
+        let wide = widened(platform, self.request().range, Level::L2M);
+        while let Some(gpa) = Gpa::new(self.at.next.max(wide.start().raw())).filter(|gpa| wide.contains(*gpa))
+        {
             if *calls == 0 {
                 return Ok(Turn::Again);
             }
-            let table = GpaEntry::containing(found.at.gpa(), Level::L2M);
-            let at = if found.hidden { table } else { found.at };
+            let at = GpaEntry::containing(gpa, Level::L4K);
+            let found = platform.tee().lookup(gpa).map_err(tee_error(at))?;
+            // A table that hides the entry is one of the empty ones that this operation blocked.
+            let at = if found.hidden { GpaEntry::containing(gpa, Level::L2M) } else { found.at };
             if found.hidden || found.entry.blocked().is_some() {
                 platform.tee().unblock(at, &fenced).map_err(tee_error(at))?;
                 *calls = calls.saturating_sub(1);
