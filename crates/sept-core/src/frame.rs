@@ -74,6 +74,27 @@ impl<S: FrameState> Frame<S> {
     }
 }
 
+impl<S: FrameState> Frame<S> {
+    /// The 512 frames of the next lower level that it is made of, in address order; none of a 4 KiB frame, which is
+    /// then lost.
+    ///
+    /// ```
+    /// use sept_core::{Hpa, Level, test_util::RamLedger};
+    /// let ram = RamLedger::new(Hpa::new(0).unwrap(), 512);
+    /// let parts = ram.lend(Hpa::new(0).unwrap(), Level::L2M).unwrap().into_parts();
+    /// assert_eq!(parts.map(|part| ram.take_back(part).unwrap()).count(), 512);
+    /// ```
+    pub fn into_parts(self) -> impl Iterator<Item = Self> {
+        let child = self.level.child();
+        let base = self.hpa.raw();
+        (0..512_u64).filter_map(move |index| {
+            let level = child?;
+            // The frame is aligned to its level, so the index falls into clear bits.
+            Some(Self::from_ledger(Hpa::truncate(base | index << level.shift()), level))
+        })
+    }
+}
+
 impl Frame<Free> {
     /// Marks the frame as written under another key.
     pub const fn taint(self) -> Frame<Tainted> {

@@ -104,5 +104,6 @@ pub use format::{Entry, FenceOrder, Format, LeafState, Stamp, TdxConfig, TdxMirr
 pub use frame::{Frame, FrameKind, FrameNeeds, FrameSource, FrameState, FrameStore, Free, Tainted};
 pub use memory::{SideWord, TableMemory, Word};
 pub use table::{
-    Entries, FenceTicket, Fenced, Found, Obligation, Quiet, SecurePageTable, TableError, Unsettled,
+    Entries, FenceTicket, Fenced, Found, Obligation, Quiet, SecurePageTable, TableError, Teardown, Torn,
+    Unsettled,
 };

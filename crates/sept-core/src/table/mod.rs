@@ -34,11 +34,13 @@ mod entries;
 mod fences;
 mod obligation;
 mod resize;
+mod teardown;
 mod walk;
 
 pub use entries::Entries;
 pub use fences::{FenceTicket, Fenced, Quiet};
 pub use obligation::{Obligation, Unsettled};
+pub use teardown::{Teardown, Torn};
 pub use walk::Found;
 
 use crate::{

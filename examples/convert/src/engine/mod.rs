@@ -14,6 +14,7 @@ mod oracle;
 mod sets;
 mod summary;
 mod td;
+mod teardown;
 
 use std::sync::Arc;
 use std::time::Instant;

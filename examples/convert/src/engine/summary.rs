@@ -28,7 +28,7 @@ impl Engine<'_, '_> {
         totals.pool_balance = balance;
         totals.installed_templates = counters.templates;
         totals.vmemmap_pages_in_use = counters.vmemmap_pages;
-        if let Err(text) = self.tear_down() {
+        for text in self.tear_down() {
             self.violation(format!("teardown: {text}"));
         }
         self.outcome
@@ -133,10 +133,6 @@ impl Engine<'_, '_> {
             needs = needs.plus(self.host.table.table_cost(at, Some(block.hpa(at.gpa()))));
         }
         needs
-    }
-
-    fn tear_down(&mut self) -> Result<(), String> {
-        Ok(())
     }
 }
 
