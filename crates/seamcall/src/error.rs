@@ -69,7 +69,7 @@ const fn carries_entry(status: Status) -> bool {
         | Status::GPA_RANGE_ALREADY_BLOCKED
         | Status::L2_SEPT_WALK_FAILED
         | Status::L2_SEPT_ENTRY_NOT_FREE => true,
-        Status::OPERAND_BUSY => matches!(status.detail(), Detail::Operand(Operand::RCX)),
+        Status::OPERAND_BUSY => status.low() == Operand::RCX.id(),
         _ => false,
     }
 }
