@@ -2,7 +2,9 @@
 //!
 //! [`SecurePageTable`](crate::SecurePageTable) decides and records; an [`External`] makes the same change in the
 //! real table (TDX: through SEAMCALLs). Each method is one change of one entry and either happens completely or not
-//! at all. The table calls them with the mirror entry frozen, so two calls never concern the same entry at once.
+//! at all. The table calls them with the mirror entry frozen, so two calls never concern the same entry at once;
+//! [`External::probe`] alone may meet another call. A call may come while a table above its entry is being blocked:
+//! if the TEE finds the way closed, that is contention too.
 //!
 //! Contention is the implementor's first to handle (retry in a bounded way); what it cannot resolve comes out as an
 //! error of class [`Retry`](crate::Class::Retry) or [`Quiesce`](crate::Class::Quiesce) and nothing has changed.
@@ -57,6 +59,17 @@ pub enum Observed {
 }
 
 /// The TEE's side of a secure page table.
+///
+/// # What the table relies on
+///
+/// * [`External::addresses`] names the pages that [`External::link`] and [`External::split`] consume.
+/// * [`External::fenced`] says `true` only when the guest can no longer reach what was blocked, *and* every software
+///   walk ([`TableMemory::Pin`](crate::TableMemory::Pin)) that began before the ticket has ended; see
+///   [`Shootdown`](crate::Shootdown).
+/// * A change that returns `Ok` was made, one that returns an error was not.
+///
+/// Memory is reused on these promises. Every method is called under a pin but `fence`, `grace`, `fenced` and
+/// `write_back`; none may wait for a fence.
 pub trait External {
     /// Why a change was refused.
     type Error: Classify;
@@ -73,7 +86,8 @@ pub trait External {
     /// Largest page that [`External::merge`] can make; equal to `max_map` where merging is not possible.
     fn max_leaf(&self) -> Level;
 
-    /// Frames to donate for a table below `at`, the mirror page not counted. Exact.
+    /// 4 KiB frames to donate for a table below `at`, the mirror page not counted. Exact, and the same for the same
+    /// arguments for as long as the table lives.
     ///
     /// `backing` is the aligned host memory of `at`'s size that the table's leaves map, if it is one piece.
     fn table_cost(&self, at: GpaEntry, backing: Option<Hpa>) -> FrameNeeds;
@@ -84,7 +98,11 @@ pub trait External {
     /// Which pages these are.
     fn addresses(&self, pages: &Self::Pages) -> Donated;
 
-    /// Puts pages that were not consumed back into `to`. `scrub` overwrites one that a failed call may have written.
+    /// Puts pages that were not consumed back into `to`.
+    ///
+    /// A page that a failed call may have written is first written back by the implementor, under the key that wrote
+    /// it, then overwritten by `scrub`. Pages that nothing touched need neither. A page that cannot be written back
+    /// must be kept from the host: drop it, which leaks it.
     fn scatter(
         &self,
         pages: Self::Pages,
@@ -104,14 +122,15 @@ pub trait External {
         pages: Self::Pages,
     ) -> Result<(), Returned<Self::Error, Self::Pages>>;
 
-    /// Takes the empty, blocked and fenced table out of `at`.
+    /// Takes the empty, blocked and fenced table out of `at`. `backing` is the memory that the table's metadata pages
+    /// describe, `None` if it came without any.
     ///
     /// # Errors
     ///
     /// Nothing changed.
     fn unlink(&self, at: GpaEntry, backing: Option<Hpa>) -> Result<Donated, Self::Error>;
 
-    /// Maps `page` (of `at`'s size) at the free entry `at`.
+    /// Maps `page` (of `at`'s size, at most [`External::max_map`], 4 KiB with [`Fill::Copy`]) at the free entry `at`.
     ///
     /// # Errors
     ///
@@ -149,7 +168,7 @@ pub trait External {
     /// Starts a grace period for software walks only; no entry needs to be blocked for it.
     fn grace(&self) -> Self::Ticket;
 
-    /// Whether the fence or grace period has ended. Never waits.
+    /// Whether the fence or grace period has ended. Never waits; once `true` it stays so.
     fn fenced(&self, ticket: Self::Ticket) -> bool;
 
     /// Splits the blocked and fenced page at `at` into 512 of the next lower level, content kept.

@@ -163,7 +163,7 @@ impl fmt::Display for FrameKind {
 ///
 /// ```
 /// use sept_core::{FrameKind, FrameNeeds};
-/// let needs = FrameNeeds::of(FrameKind::TeeTable, 1) + FrameNeeds::of(FrameKind::MirrorTable, 1);
+/// let needs = FrameNeeds::of(FrameKind::TeeTable, 1).plus(FrameNeeds::of(FrameKind::MirrorTable, 1));
 /// assert_eq!(needs.total(), 2);
 /// assert_eq!(needs[FrameKind::MirrorTable], 1);
 /// ```
@@ -212,6 +212,15 @@ impl FrameNeeds {
         rest
     }
 
+    /// Both together, saturating.
+    #[must_use]
+    pub fn plus(mut self, other: Self) -> Self {
+        for (sum, count) in self.counts.iter_mut().zip(other.counts) {
+            *sum = sum.saturating_add(count);
+        }
+        self
+    }
+
     /// Each kind `times` as often, saturating.
     #[must_use]
     pub fn times(&self, times: u32) -> Self {
@@ -236,23 +245,6 @@ impl ops::IndexMut<FrameKind> for FrameNeeds {
     #[expect(clippy::indexing_slicing, reason = "FrameKind::index is below COUNT")]
     fn index_mut(&mut self, kind: FrameKind) -> &mut u32 {
         &mut self.counts[kind.index()]
-    }
-}
-
-impl ops::AddAssign for FrameNeeds {
-    fn add_assign(&mut self, other: Self) {
-        for (sum, count) in self.counts.iter_mut().zip(other.counts) {
-            *sum = sum.saturating_add(count);
-        }
-    }
-}
-
-impl ops::Add for FrameNeeds {
-    type Output = Self;
-
-    fn add(mut self, other: Self) -> Self {
-        ops::AddAssign::add_assign(&mut self, other);
-        self
     }
 }
 

@@ -23,13 +23,13 @@ pub enum Word {
 pub enum SideWord {
     /// Number of entries that are not free.
     Live,
-    /// Address of the table's external page (TDX: the S-EPT page), 0 if none.
+    /// Address of the table's external page (TDX: the S-EPT page) with bit 0 set, 0 if none.
     External,
-    /// Address of the first metadata page that came with the table, 0 if none.
+    /// Address of the first metadata page that came with the table, with bit 0 set, 0 if none.
     Metadata0,
-    /// Address of the second metadata page that came with the table, 0 if none.
+    /// Address of the second metadata page that came with the table, with bit 0 set, 0 if none.
     Metadata1,
-    /// Base of the host memory that the metadata pages describe.
+    /// Base of the host memory that the metadata pages describe, with bit 0 set, 0 if there are none.
     Backing,
     /// Next table of a chain of unlinked ones, 0 at its end.
     Link,
@@ -38,6 +38,10 @@ pub enum SideWord {
 impl SideWord {
     /// Number of side words.
     pub const COUNT: usize = 6;
+
+    /// All side words, in the order of [`SideWord::index`].
+    pub const ALL: [Self; Self::COUNT] =
+        [Self::Live, Self::External, Self::Metadata0, Self::Metadata1, Self::Backing, Self::Link];
 
     /// Position of the word, 0 to [`SideWord::COUNT`] - 1.
     #[must_use]
@@ -87,6 +91,9 @@ pub unsafe trait TableMemory {
     /// The word held something else, which is returned.
     fn compare_exchange(&self, table: Hpa, word: Word, old: u64, new: u64) -> Result<(), u64>;
 
+    /// Adds `value` to a word, wrapping (acquire and release).
+    fn add(&self, table: Hpa, word: Word, value: u64);
+
     /// Fills the entries of a table that nobody can reach yet, with plain stores, and clears its side words.
     fn write_detached(&self, table: &Frame, entry: impl Fn(u16) -> u64);
 
@@ -118,6 +125,10 @@ unsafe impl<M: TableMemory + ?Sized> TableMemory for &M {
 
     fn compare_exchange(&self, table: Hpa, word: Word, old: u64, new: u64) -> Result<(), u64> {
         (**self).compare_exchange(table, word, old, new)
+    }
+
+    fn add(&self, table: Hpa, word: Word, value: u64) {
+        (**self).add(table, word, value);
     }
 
     fn write_detached(&self, table: &Frame, entry: impl Fn(u16) -> u64) {

@@ -1,1 +1,59 @@
-//! Stub.
+//! A software TDX module: SEAMCALLs in, the answers of the real module out.
+//!
+//! A [`Machine`] holds modelled physical memory, the PAMT, the Secure EPTs and the TDs in it. [`Machine::lp`] is one
+//! logical processor and implements [`seamcall::Transport`], so a host runs on it unchanged. [`Machine::guest`] is the
+//! other side: a vCPU that enters, accepts, reads and writes. What hardware would punish later, or silently, is
+//! recorded and told by [`Machine::violations`].
+//!
+//! ```
+//! use sept_core::{Gpa, Hpa, Level};
+//! use tdx_model::{Accept, Machine, Status, boot};
+//!
+//! let machine = Machine::builder().memory(0x1_0000_0000, 1).build();
+//! let mut frames = (0x1_0000_0000..).step_by(4096).map(|page| Hpa::new(page).unwrap());
+//! let td = boot::create(&machine.lp(0), &machine, &boot::TdSpec::default(), &mut frames).unwrap();
+//! let guest = machine.guest(td.vcpus[0]);
+//! let gpa = Gpa::new(0x20_0000).unwrap();
+//! boot::map_tables(&machine.lp(0), &td, gpa, Level::L4K, &mut frames).unwrap();
+//! boot::aug(&machine.lp(0), &td, gpa, Level::L4K, frames.next().unwrap()).unwrap();
+//! guest.enter(0).unwrap();
+//! assert_eq!(guest.accept(gpa, Level::L4K), Ok(Accept::Returned(Status::SUCCESS)));
+//! guest.write(gpa, 0x1234).unwrap();
+//! assert_eq!(guest.read(gpa), Ok(0x1234));
+//! assert!(machine.violations().is_empty() && machine.check_invariants().is_empty());
+//! ```
+
+mod abi;
+mod builder;
+mod config;
+mod faults;
+mod foreign;
+mod guest;
+mod host;
+mod invariants;
+mod leaf;
+mod lock;
+mod machine;
+mod memory;
+mod pamt;
+mod sept;
+mod state;
+mod stats;
+mod td;
+mod translations;
+mod violation;
+
+pub mod boot;
+pub mod replay;
+
+pub use abi::{Leaf, Lifecycle, NULL_PA, Operand, PageType, Status, op_state, size_of_level};
+pub use builder::MachineBuilder;
+pub use config::{HkidLayout, ModuleVersion, Profile, Tdmr, UnknownVersion};
+pub use faults::{Fault, Interrupts};
+pub use foreign::{Access, Hold, TdLock};
+pub use guest::{Accept, EPT_VIOLATION, EptViolation, Guest, GuestFault, TdExit};
+pub use host::{Content, Seen};
+pub use machine::{Lp, Machine, PageInfo, RawEntry, TdInfo};
+pub use sept::EntryState;
+pub use stats::Stats;
+pub use violation::{Violation, ViolationKind};

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# The test command that the README gives to newcomers, word for word.
+source "$(dirname "$0")/env.sh"
+command='cargo test --workspace --all-features'
+grep -qFx "$command" README.md || { echo "README.md does not give the test command: $command"; exit 1; }
+$command

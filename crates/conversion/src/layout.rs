@@ -1,0 +1,190 @@
+//! What an operation does to the folio layout of a block.
+//!
+//! The layout of a block is always the coarsest one for some set of small pages, so a change of layout is a change
+//! of that set. [`Target`] is the set that an operation leads to; it is computed from the platform's sets each time
+//! it is asked, never stored.
+//!
+//! A change is carried out in atoms of at most 2 MiB of the request each, in address order: the first one that
+//! touches a 1 GiB folio splits it to 2 MiB, each splits at most one 2 MiB folio to pages. After each atom the
+//! platform's set says how far it came, so that a change can stop between any two and go on later.
+
+use crate::{Block, Needs, Operation, Pages, PlanError, Platform, Request, TeeError, platform::SetOf};
+use core::ops::Range;
+use folio_split::{Change, FolioBackend, Minus, PageSet, Pfn, Transition, Union};
+use sept_core::{FrameKind, FrameNeeds, FrameSource, Gpa, Level};
+use vmemmap_prealloc::{AtomDone, AtomError, VmemmapNeeds, merge_atom, split_atom};
+
+/// Attempts to freeze one folio before its reference counts as a pin.
+const FREEZE_TRIES: u32 = 16;
+
+/// The set of small pages that an operation on `window` leads to in one block.
+pub(crate) struct Target<'a, P: Platform> {
+    platform: &'a P,
+    block: Block,
+    window: Range<u64>,
+    operation: Operation,
+}
+
+impl<'a, P: Platform> Target<'a, P> {
+    pub(crate) fn new(platform: &'a P, block: Block, request: &Request) -> Self {
+        let window = block.window(request.range);
+        Self { platform, block, window, operation: request.operation }
+    }
+
+    fn set(&self, set: Pages) -> SetOf<'a, P> {
+        SetOf { platform: self.platform, block: self.block, set }
+    }
+
+    fn transition(&self) -> Transition<SetOf<'a, P>, &Self> {
+        Transition::new(self.block.pfn(), self.platform.orders(), self.set(Pages::Small), self)
+    }
+}
+
+impl<P: Platform> PageSet for Target<'_, P> {
+    fn next_run(&self, from: u64) -> Option<Range<u64>> {
+        let small = self.set(Pages::Small);
+        let poisoned = self.set(Pages::Poisoned);
+        let window = self.window.clone();
+        match self.operation {
+            Operation::Share | Operation::Isolate => Union(small, window).next_run(from),
+            Operation::Unshare { merge: true } => Union(poisoned, Minus(small, window)).next_run(from),
+            Operation::Coalesce => {
+                let kept = Union(poisoned, self.set(Pages::Shared));
+                Union(kept, Minus(small, window)).next_run(from)
+            }
+            Operation::Unshare { merge: false }
+            | Operation::Punch
+            | Operation::Populate { .. }
+            | Operation::Prepare => small.next_run(from),
+        }
+    }
+}
+
+/// The blocks of a request, in address order; the error is an address without one.
+fn each_block<P: Platform>(platform: &P, request: &Request, mut visit: impl FnMut(Block)) -> Result<(), Gpa> {
+    let mut next = request.range.start();
+    loop {
+        let block = platform.block_of(next).ok_or(next)?;
+        visit(block);
+        match Gpa::new(block.end()).filter(|gpa| request.range.contains(*gpa) && *gpa > next) {
+            Some(gpa) => next = gpa,
+            None => return Ok(()),
+        }
+    }
+}
+
+/// What changing the layouts takes, and what it may release.
+pub(crate) fn layout_cost<P: Platform>(
+    platform: &P,
+    request: &Request,
+) -> Result<(Needs, Needs), PlanError<TeeError<P>>> {
+    let (mut needs, mut releasable) = (Needs::default(), Needs::default());
+    let keeps = matches!(
+        request.operation,
+        Operation::Unshare { merge: false }
+            | Operation::Punch
+            | Operation::Populate { .. }
+            | Operation::Prepare
+    );
+    each_block(platform, request, |block| {
+        if keeps {
+            return;
+        }
+        let target = Target::new(platform, block, request);
+        let transition = target.transition();
+        let counts = transition.counts();
+        let index = counts.index_delta(platform.folios().index());
+        let vmemmap = VmemmapNeeds::plan(platform.vmemmap(), &transition, &counts);
+        needs = needs.plus(Needs { frames: vmemmap.frames(), index_nodes: index.needed });
+        let released = u32::try_from(vmemmap.released).unwrap_or(u32::MAX);
+        let released = FrameNeeds::of(FrameKind::Vmemmap, released);
+        releasable = releasable.plus(Needs { frames: released, index_nodes: index.freed });
+    })
+    .map_err(|gpa| PlanError::NotRam { gpa })?;
+    Ok((needs, releasable))
+}
+
+/// What changing a layout did.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Relaid {
+    pub(crate) released: Needs,
+    pub(crate) splits: u64,
+    pub(crate) merges: u64,
+}
+
+impl Relaid {
+    fn add(&mut self, done: &AtomDone) {
+        let pages = u32::try_from(done.released).unwrap_or(u32::MAX);
+        let frames = FrameNeeds::of(FrameKind::Vmemmap, pages);
+        self.released = self.released.plus(Needs { frames, index_nodes: done.nodes_freed });
+    }
+}
+
+/// Carries out the part of a change that lies in the 2 MiB of `block` at page `at`.
+///
+/// A merge that cannot freeze its folios is left for later: the set keeps its pages small.
+///
+/// # Errors
+///
+/// Nothing changed in these 2 MiB but for folios that were changed completely.
+pub(crate) fn relay<P: Platform>(
+    platform: &P,
+    block: Block,
+    request: &Request,
+    at: u64,
+    (store, nodes): (&mut P::Store, &mut <P::Folios as FolioBackend>::Nodes),
+    to: &dyn FrameSource,
+) -> Result<Relaid, AtomError> {
+    let mut done = Relaid::default();
+    let mut target = Target::new(platform, block, request);
+    let piece = at..chunk_end(at).min(target.window.end);
+    target.window = piece.clone();
+    let transition = target.transition();
+    let backends = (platform.folios(), platform.vmemmap());
+    for change in transition.changes(piece.clone()) {
+        match change {
+            Change::Split(whole) => {
+                let atom = split_atom(backends, &transition, whole, FREEZE_TRIES, nodes, store, to)?;
+                done.add(&atom);
+                done.splits = done.splits.saturating_add(1);
+            }
+            Change::Merge(whole) => {
+                match merge_atom(backends, &transition, whole, FREEZE_TRIES, to) {
+                    Ok(atom) => done.add(&atom),
+                    Err(AtomError::Pinned(_)) => return Ok(done),
+                    Err(error) => return Err(error),
+                }
+                done.merges = done.merges.saturating_add(1);
+            }
+        }
+    }
+    record(platform, &block, piece, &target);
+    Ok(done)
+}
+
+/// First page after the 2 MiB of the block that page `at` lies in.
+pub(crate) const fn chunk_end(at: u64) -> u64 {
+    (at | (Level::L2M.mask() >> Level::L4K.shift())).saturating_add(1)
+}
+
+/// Tells the platform which pages of `piece` are small now.
+fn record<P: Platform>(platform: &P, block: &Block, piece: Range<u64>, target: &Target<'_, P>) {
+    let mut at = piece.start;
+    while at < piece.end {
+        let run = target.next_run(at).filter(|run| run.start < piece.end);
+        let (start, end) = run.map_or((piece.end, piece.end), |run| (run.start, run.end.min(piece.end)));
+        if at < start {
+            platform.set_small(block, at..start, false);
+        }
+        if start < end {
+            platform.set_small(block, start..end, true);
+        }
+        at = end.max(start);
+    }
+}
+
+/// Where the guest sees a page frame of `block`.
+pub(crate) fn gpa_of(block: &Block, pfn: Pfn) -> Gpa {
+    let page = pfn.raw().saturating_sub(block.pfn().base().raw());
+    Gpa::truncate(block.gpa().raw().saturating_add(page << Level::L4K.shift()))
+}

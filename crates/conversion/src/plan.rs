@@ -1,0 +1,110 @@
+//! Plan: what an operation needs, exactly, before anything happens.
+
+use crate::{
+    Needs, Operation, Platform, Request, TeeError,
+    layout::layout_cost,
+    stage2::{Mapping, boundary_cost},
+};
+use core::fmt;
+use sept_core::{Class, Classify, Gpa};
+
+/// What a request needs and what it may release, as things stood when it was made.
+///
+/// Constant size, no borrow. Commit plans again under the block's claim and compares.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "a plan does nothing by itself"]
+pub struct Plan {
+    request: Request,
+    needs: Needs,
+    releasable: Needs,
+}
+
+impl Plan {
+    /// Plans `request`. Read-only; one walk for each 2 MiB at most, and work on folios for each run of the page sets.
+    ///
+    /// # Errors
+    ///
+    /// [`PlanError`]; nothing has changed.
+    pub fn new<P: Platform>(platform: &P, request: Request) -> Result<Self, PlanError<TeeError<P>>> {
+        if let Operation::Unshare { .. } = request.operation
+            && let Some(first) = platform.next_pinned(request.range)
+        {
+            return Err(PlanError::Pinned { first });
+        }
+        let (mut needs, mut releasable) = layout_cost(platform, &request)?;
+        let tee = |error| PlanError::Tee { error };
+        match Mapping::of(&request) {
+            Some(mapping) => {
+                let not_ram = PlanError::NotRam { gpa: request.range.start() };
+                let (maps, unlinks) = mapping.cost(platform, &request).map_err(tee)?.ok_or(not_ram)?;
+                needs = needs.plus(Needs::frames(maps));
+                releasable = releasable.plus(Needs::frames(unlinks));
+            }
+            None if request.operation == Operation::Coalesce => {}
+            None => {
+                let splits = boundary_cost(platform.tee(), request.range).map_err(tee)?;
+                needs = needs.plus(Needs::frames(splits));
+            }
+        }
+        Ok(Self { request, needs, releasable })
+    }
+
+    /// What was asked for.
+    #[must_use]
+    pub const fn request(&self) -> Request {
+        self.request
+    }
+
+    /// What it takes, exactly.
+    #[must_use]
+    pub const fn needs(&self) -> Needs {
+        self.needs
+    }
+
+    /// The most that it may release.
+    #[must_use]
+    pub const fn releasable(&self) -> Needs {
+        self.releasable
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: needs {}, may release {}", self.request, self.needs, self.releasable)
+    }
+}
+
+/// Why a request cannot be planned. Nothing has changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError<E> {
+    /// No block backs this address.
+    #[error("{gpa:#x} is not memory")]
+    NotRam {
+        /// First such address.
+        gpa: Gpa,
+    },
+    /// The host holds a reference on a page that is to become private.
+    #[error("{first:#x} is pinned")]
+    Pinned {
+        /// First pinned page of the range.
+        first: Gpa,
+    },
+    /// The secure table could not be read.
+    #[error("reading the secure table: {error}")]
+    Tee {
+        /// Why.
+        #[source]
+        error: E,
+    },
+}
+
+impl<E: Classify + 'static> Classify for PlanError<E> {
+    fn class(&self) -> Class {
+        match self {
+            Self::NotRam { .. } => Class::Caller,
+            Self::Pinned { .. } => Class::Retry,
+            Self::Tee { error } => error.class(),
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! What the page index costs.
+//!
+//! A multi-order index keeps one entry per folio. Splitting an entry takes nodes, merging entries gives them back;
+//! both are known from the layout alone.
+
+use crate::{LayoutCounts, Order};
+use core::fmt::Debug;
+
+/// A page index whose nodes can be counted ahead.
+pub trait IndexModel: Debug {
+    /// Nodes that exist because the block is not one entry: none for a block that is one folio.
+    ///
+    /// A finer layout never has fewer nodes than a coarser one.
+    fn nodes(&self, layout: &LayoutCounts) -> u64;
+}
+
+/// An index with a fixed slot per page: no nodes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct FlatArray;
+
+impl FlatArray {
+    /// The model.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self
+    }
+}
+
+impl IndexModel for FlatArray {
+    fn nodes(&self, _layout: &LayoutCounts) -> u64 {
+        0
+    }
+}
+
+/// A radix tree with multi-order entries.
+///
+/// With 2^s slots to a node, an entry of order o lies in the node of shift `s * (o / s)` and takes `2^(o % s)` slots
+/// of it. A node of shift `s * (k - 1)` exists for an aligned block of order `s * k` exactly if a folio smaller than
+/// that block lies in it (Linux lib/xarray.c: a node covers one chunk, an entry as large as the chunk replaces it).
+///
+/// ```
+/// use folio_split::{FolioLayout, IndexModel, Order, OrderSet, Pfn, PfnBlock, XArray};
+/// let block = PfnBlock::new(Pfn::new(0).unwrap(), Order::HUGE_1G).unwrap();
+/// let nodes = |orders, small| XArray::LINUX.nodes(&FolioLayout::new(block, orders, small).counts());
+/// assert_eq!(nodes(OrderSet::HUGETLB, 0..1), 73);
+/// assert_eq!(nodes(OrderSet::ALL, 0..1), 3);
+/// assert_eq!(nodes(OrderSet::PAGES, 0..0), 4161);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct XArray {
+    chunk: Order,
+}
+
+impl XArray {
+    /// 64 slots to a node (XA_CHUNK_SHIFT 6).
+    pub const LINUX: Self = Self {
+        chunk: match Order::new(6) {
+            Some(chunk) => chunk,
+            None => Order::MAX,
+        },
+    };
+
+    /// Bytes of a node with 64 slots on a 64-bit machine (Linux struct xa_node).
+    pub const LINUX_NODE_BYTES: u64 = 576;
+
+    /// A tree with `2^chunk_shift` slots to a node; `None` for a shift of 0 or above 40.
+    #[must_use]
+    pub const fn new(chunk_shift: u8) -> Option<Self> {
+        match Order::new(chunk_shift) {
+            Some(chunk) if chunk_shift > 0 => Some(Self { chunk }),
+            _ => None,
+        }
+    }
+}
+
+impl IndexModel for XArray {
+    fn nodes(&self, layout: &LayoutCounts) -> u64 {
+        let step = usize::from(self.chunk.raw().max(1));
+        (self.chunk.raw()..=layout.order().raw())
+            .step_by(step)
+            .filter_map(Order::new)
+            .fold(0, |sum: u64, order| sum.saturating_add(layout.fragmented(order)))
+    }
+}
+
+/// Index nodes that a transition takes and gives back.
+///
+/// A transition that first splits and then merges has `needed` more nodes at its peak, and `needed - freed` in the
+/// end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+#[non_exhaustive]
+pub struct IndexDelta {
+    /// Nodes to reserve for the splits.
+    pub needed: u64,
+    /// Nodes that the merges give back.
+    pub freed: u64,
+}

@@ -1,0 +1,258 @@
+//! From one layout to another.
+//!
+//! Both layouts are canonical for the same block and orders, so where they differ, one of them has a folio that the
+//! other has in pieces: every difference is one split or one merge of one folio, independent of all others. They
+//! may be carried out in any order, and each undone by its opposite.
+//!
+//! The layout of the union of both page sets is the coarsest one that refines both. It is what exists between the
+//! last split and the first merge, and its counts give what the splits take and the merges give back, exactly.
+
+use crate::{
+    FolioLayout, Folios, IndexDelta, IndexModel, LayoutCounts, Order, OrderSet, PageSet, PfnBlock, Splice,
+    Union, pages::next_difference,
+};
+use core::ops::Range;
+
+/// Two layouts of one block: that of `from`, and that of `to`.
+///
+/// ```
+/// use folio_split::{Change, Empty, Order, OrderSet, Pfn, PfnBlock, Transition, XArray};
+/// let block = PfnBlock::new(Pfn::new(0).unwrap(), Order::HUGE_1G).unwrap();
+/// let share = Transition::new(block, OrderSet::HUGETLB, Empty, 1000..1001);
+/// assert_eq!(share.index_delta(&XArray::LINUX).needed, 73);
+/// let mut changes = share.changes(0..block.pages());
+/// assert_eq!(changes.next(), Some(Change::Split(block)));
+/// assert_eq!(changes.next(), None);
+/// assert_eq!(share.split_pieces(block).count(), 1023);
+/// assert_eq!(share.reversed().changes(0..1).next(), Some(Change::Merge(block)));
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Transition<A, B> {
+    block: PfnBlock,
+    orders: OrderSet,
+    from: A,
+    to: B,
+}
+
+/// One difference between two layouts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[expect(clippy::exhaustive_enums, reason = "of two nested blocks one is the larger")]
+pub enum Change {
+    /// A folio that exists now and is to be in pieces.
+    Split(PfnBlock),
+    /// A folio that is to be, and is in pieces now.
+    Merge(PfnBlock),
+}
+
+impl Change {
+    /// The folio before a split, after a merge.
+    #[must_use]
+    pub const fn whole(self) -> PfnBlock {
+        match self {
+            Self::Split(whole) | Self::Merge(whole) => whole,
+        }
+    }
+
+    /// The change that undoes this one.
+    #[must_use]
+    pub const fn reversed(self) -> Self {
+        match self {
+            Self::Split(whole) => Self::Merge(whole),
+            Self::Merge(whole) => Self::Split(whole),
+        }
+    }
+}
+
+impl<A: PageSet, B: PageSet> Transition<A, B> {
+    /// From the layout in which the pages of `from` are small to that in which those of `to` are.
+    #[must_use]
+    pub const fn new(block: PfnBlock, orders: OrderSet, from: A, to: B) -> Self {
+        Self { block, orders: orders.clipped(block.order()), from, to }
+    }
+
+    /// The block.
+    #[must_use]
+    pub const fn block(&self) -> PfnBlock {
+        self.block
+    }
+
+    /// The orders that folios of the block may have.
+    #[must_use]
+    pub const fn orders(&self) -> OrderSet {
+        self.orders
+    }
+
+    /// The layout before.
+    #[must_use]
+    pub const fn from_layout(&self) -> FolioLayout<&A> {
+        FolioLayout::new(self.block, self.orders, &self.from)
+    }
+
+    /// The layout after.
+    #[must_use]
+    pub const fn to_layout(&self) -> FolioLayout<&B> {
+        FolioLayout::new(self.block, self.orders, &self.to)
+    }
+
+    /// The way back: it takes what this one gives and gives what this one takes.
+    #[must_use]
+    pub const fn reversed(&self) -> Transition<&B, &A> {
+        Transition { block: self.block, orders: self.orders, from: &self.to, to: &self.from }
+    }
+
+    /// The part of this transition that concerns pages `done..until`, when those below `done` have had their turn.
+    ///
+    /// Steps that follow each other from 0 to the size of the block add up to the whole; the layout between two of
+    /// them is canonical, and known from the seam alone. So a long transition can be cut into short atoms, parked,
+    /// and turned round at any seam.
+    #[must_use]
+    pub const fn step(&self, done: u64, until: u64) -> Transition<Splice<&B, &A>, Splice<&B, &A>> {
+        Transition {
+            block: self.block,
+            orders: self.orders,
+            from: Splice { left: &self.to, right: &self.from, at: done },
+            to: Splice { left: &self.to, right: &self.from, at: until },
+        }
+    }
+
+    /// The differences that touch the pages of `window`, in ascending order.
+    pub fn changes(&self, window: Range<u64>) -> Changes<'_, A, B> {
+        let (from, to) = (self.from_layout(), self.to_layout());
+        let end = window.end.min(self.block.pages());
+        // A change may begin before the window.
+        let first = from.folio_at(window.start).base().min(to.folio_at(window.start).base());
+        let at = if window.start < end { first.raw() & self.block.order().mask() } else { end };
+        Changes { from, to, at, end }
+    }
+
+    /// Whether the folio `whole` exists before and is in pieces after.
+    #[must_use]
+    pub fn splits(&self, whole: PfnBlock) -> bool {
+        divides(&self.from_layout(), &self.to_layout(), whole)
+    }
+
+    /// Whether the folio `whole` exists after and is in pieces before.
+    #[must_use]
+    pub fn merges(&self, whole: PfnBlock) -> bool {
+        divides(&self.to_layout(), &self.from_layout(), whole)
+    }
+
+    /// What becomes of `whole` when it is split: the folios of the layout after.
+    pub fn split_pieces(&self, whole: PfnBlock) -> Folios<&B> {
+        pieces(FolioLayout::new(self.block, self.orders, &self.to), whole)
+    }
+
+    /// What `whole` is merged from: the folios of the layout before.
+    pub fn merge_pieces(&self, whole: PfnBlock) -> Folios<&A> {
+        pieces(FolioLayout::new(self.block, self.orders, &self.from), whole)
+    }
+
+    /// Exact numbers of the layouts before, after and in between.
+    #[must_use]
+    pub fn counts(&self) -> TransitionCounts {
+        let order = self.block.order();
+        let end = order.pages();
+        let undivided = LayoutCounts::undivided(order, self.orders);
+        // The first share and the last unshare of a block are the most frequent by far.
+        if self.from.next_run(0).is_none_or(|run| run.start >= end) {
+            let to = self.to_layout().counts();
+            return TransitionCounts { from: undivided, to, between: to };
+        }
+        let from = self.from_layout().counts();
+        if self.to.next_run(0).is_none_or(|run| run.start >= end) {
+            return TransitionCounts { from, to: undivided, between: from };
+        }
+        let between = FolioLayout::new(self.block, self.orders, Union(&self.from, &self.to)).counts();
+        TransitionCounts { from, to: self.to_layout().counts(), between }
+    }
+
+    /// Index nodes that the splits need and the merges give back.
+    #[must_use]
+    pub fn index_delta(&self, index: &dyn IndexModel) -> IndexDelta {
+        self.counts().index_delta(index)
+    }
+}
+
+/// Whether `whole` is a folio of `coarse` and in pieces in `fine`.
+fn divides<A: PageSet, B: PageSet>(coarse: &FolioLayout<A>, fine: &FolioLayout<B>, whole: PfnBlock) -> bool {
+    coarse
+        .block()
+        .offset_of(whole.base())
+        .is_some_and(|page| coarse.folio_at(page) == whole && fine.folio_at(page).order() < whole.order())
+}
+
+/// The folios of `layout` inside `whole`; none if it is not part of the block.
+fn pieces<S: PageSet + Copy>(layout: FolioLayout<S>, whole: PfnBlock) -> Folios<S> {
+    layout.narrowed(whole).into_folios(if layout.block().contains(whole) { 0 } else { u64::MAX })
+}
+
+/// Exact numbers of the layouts of a transition.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct TransitionCounts {
+    /// Before.
+    pub from: LayoutCounts,
+    /// After.
+    pub to: LayoutCounts,
+    /// When all splits are done and no merge is.
+    pub between: LayoutCounts,
+}
+
+impl TransitionCounts {
+    /// Index nodes that the splits need and the merges give back.
+    #[must_use]
+    pub fn index_delta(&self, index: &dyn IndexModel) -> IndexDelta {
+        let between = index.nodes(&self.between);
+        IndexDelta {
+            needed: between.saturating_sub(index.nodes(&self.from)),
+            freed: between.saturating_sub(index.nodes(&self.to)),
+        }
+    }
+}
+
+/// The differences between two layouts, in ascending order. See [`Transition::changes`].
+#[derive(Clone, Debug)]
+#[must_use = "iterators are lazy"]
+pub struct Changes<'a, A, B> {
+    from: FolioLayout<&'a A>,
+    to: FolioLayout<&'a B>,
+    at: u64,
+    end: u64,
+}
+
+impl<A: PageSet, B: PageSet> Iterator for Changes<'_, A, B> {
+    type Item = Change;
+
+    fn next(&mut self) -> Option<Change> {
+        let block = self.from.block();
+        let smallest = self.from.orders().smallest_large()?;
+        // Ends with the block: `at` grows each time round.
+        while self.at < self.end {
+            // Every difference of the layouts contains a difference of the sets.
+            let page = next_difference(*self.from.small(), *self.to.small(), self.at)?;
+            if page >= block.pages() {
+                break;
+            }
+            let (from, to) = (self.from.folio_at(page), self.to.folio_at(page));
+            let same = from.order() == to.order();
+            // Where both have single pages, so has the whole smallest block around.
+            let whole = match (from, to) {
+                (from, _) if same && from.order() == Order::PAGE => block.part_at(page, smallest),
+                (from, to) if from.order() > to.order() => from,
+                (_, to) => to,
+            };
+            let start = whole.base().raw() & block.order().mask();
+            if start >= self.end {
+                break;
+            }
+            self.at = start.saturating_add(whole.pages());
+            if !same {
+                return Some(if whole == from { Change::Split(whole) } else { Change::Merge(whole) });
+            }
+        }
+        self.at = self.end;
+        None
+    }
+}
+
+impl<A: PageSet, B: PageSet> core::iter::FusedIterator for Changes<'_, A, B> {}

@@ -1,0 +1,309 @@
+//! Changes of one entry: link, map, block, unblock, probe, remove, unlink.
+
+use super::{Fenced, Obligation, SecurePageTable, TableError, obligation::ledger, walk::Slot};
+use crate::{
+    CacheKey, Entry, External, Fill, Format, Frame, FrameKind, FrameStore, GpaEntry, Hpa, LeafState, Level,
+    Observed, Returned, SideWord, Stamp, TableMemory, Tainted,
+};
+
+impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
+    /// Hangs an empty table into the free entry `at`, with exactly [`SecurePageTable::table_cost`] frames of `from`.
+    ///
+    /// `backing` is the host memory of `at`'s size, aligned to it, that the table's leaves will map, if it is one
+    /// piece; a table linked with metadata pages can be merged into that memory only. One walk, one pass over the new
+    /// table, one call into the TEE.
+    ///
+    /// # Errors
+    ///
+    /// Nothing changed and `from` holds what it held: [`TableError::Level`] at 4K, above the root or with a misaligned
+    /// `backing`; [`TableError::State`] if `at` is not free; [`TableError::NoFrames`]; [`TableError::OutOfRange`],
+    /// [`TableError::NoTable`] and [`TableError::Hidden`] from the walk; [`TableError::Contended`];
+    /// [`TableError::External`].
+    pub fn link(
+        &self,
+        at: GpaEntry,
+        backing: Option<Hpa>,
+        from: &mut dyn FrameStore,
+    ) -> Result<(), TableError<X::Error>> {
+        let _pin = self.memory.pin();
+        let Some(child) = at.level().child() else { return Err(TableError::Level { at }) };
+        if backing.is_some_and(|hpa| !hpa.is_aligned(at.level())) {
+            return Err(TableError::Level { at });
+        }
+        let slot = self.slot(at, false)?;
+        if slot.entry != Entry::Free {
+            return Err(occupied(at, &slot));
+        }
+        let (mirror, pages) = self.draw(at, backing, from)?;
+        let donated = self.external.addresses(&pages);
+        if let Err(error) = self.freeze(at, &slot) {
+            self.restock(mirror, pages, from);
+            return Err(error);
+        }
+        let free = F::encode(self.config, child, Entry::Free);
+        self.memory.write_detached(&mirror, |_| free);
+        if let Err(refused) = self.external.link(at, backing, pages) {
+            self.thaw(&slot);
+            self.restock(mirror, refused.held, from);
+            return Err(TableError::External { at, error: refused.error });
+        }
+        self.record(mirror.hpa(), 0, donated, backing);
+        self.publish(at, &slot, Entry::Table { hpa: mirror.hpa(), blocked: None });
+        self.count_live(slot.table, 1);
+        Ok(())
+    }
+
+    /// Maps `page` at the free entry `at`. Safe to call from several threads; one wins. One walk, one call into the TEE.
+    ///
+    /// # Errors
+    ///
+    /// Nothing changed; the page comes back: [`TableError::Level`] if the page has not `at`'s size, is larger than
+    /// [`External::max_map`], or larger than 4 KiB with [`Fill::Copy`]; [`TableError::State`] if `at` is not free; and
+    /// those of the walk, of contention and of the TEE as with [`SecurePageTable::link`].
+    pub fn map(
+        &self,
+        at: GpaEntry,
+        page: Frame,
+        fill: Fill,
+    ) -> Result<(), Returned<TableError<X::Error>, Frame>> {
+        let _pin = self.memory.pin();
+        // A page is copied 4 KiB at a time: a larger one would get the content of what follows its source.
+        let largest = if fill == Fill::OnAccept { self.external.max_map() } else { Level::L4K };
+        if page.level() != at.level() || at.level() > largest {
+            return Err(Returned { error: TableError::Level { at }, held: page });
+        }
+        let slot = match self.slot(at, false) {
+            Ok(slot) if slot.entry == Entry::Free => slot,
+            Ok(slot) => return Err(Returned { error: occupied(at, &slot), held: page }),
+            Err(error) => return Err(Returned { error, held: page }),
+        };
+        if let Err(error) = self.freeze(at, &slot) {
+            return Err(Returned { error, held: page });
+        }
+        let hpa = page.hpa();
+        if let Err(refused) = self.external.map(at, page, fill) {
+            self.thaw(&slot);
+            return Err(refused.map_error(|error| TableError::External { at, error }));
+        }
+        let state = if fill == Fill::OnAccept { LeafState::Pending } else { LeafState::Mapped };
+        self.publish(at, &slot, Entry::Leaf { hpa, state, blocked: None });
+        self.count_live(slot.table, 1);
+        Ok(())
+    }
+
+    /// Hides a page or table from the guest. An entry that is blocked already stays as it is and keeps its place
+    /// before the fences that followed. One walk, one call into the TEE.
+    ///
+    /// # Errors
+    ///
+    /// Nothing changed: [`TableError::State`] if `at` is free; and those of the walk, of contention and of the TEE as
+    /// with [`SecurePageTable::link`].
+    pub fn block(&self, at: GpaEntry) -> Result<(), TableError<X::Error>> {
+        let _pin = self.memory.pin();
+        let slot = self.slot(at, false)?;
+        match slot.entry {
+            Entry::Table { blocked: None, .. } | Entry::Leaf { blocked: None, .. } => {}
+            Entry::Table { .. } | Entry::Leaf { .. } => return Ok(()),
+            _ => return Err(occupied(at, &slot)),
+        }
+        self.freeze(at, &slot)?;
+        if let Err(error) = self.external.block(at) {
+            self.thaw(&slot);
+            return Err(TableError::External { at, error });
+        }
+        // Stamped after the TEE blocked it: a fence that began meanwhile must not count.
+        self.publish(at, &slot, slot.entry.with_blocked(Some(Stamp::of(self.stamp()))));
+        Ok(())
+    }
+
+    /// Shows a blocked and fenced entry to the guest again. One walk, one call into the TEE.
+    ///
+    /// # Errors
+    ///
+    /// Nothing changed: [`TableError::NotFenced`] if `at` is not blocked, or was blocked after `fence` began, or the
+    /// proof is another table's or expired; [`TableError::State`] if `at` is free; and those of the walk, of contention
+    /// and of the TEE as with [`SecurePageTable::link`].
+    pub fn unblock(&self, at: GpaEntry, fence: &Fenced) -> Result<(), TableError<X::Error>> {
+        let _pin = self.memory.pin();
+        let slot = self.fenced_slot(at, fence)?;
+        self.freeze_fenced(at, &slot, fence)?;
+        if let Err(error) = self.external.unblock(at) {
+            self.thaw(&slot);
+            return Err(TableError::External { at, error });
+        }
+        self.publish(at, &slot, slot.entry.with_blocked(None));
+        Ok(())
+    }
+
+    /// Asks the TEE what `at` holds and notes an acceptance that the host could not see. A blocked page keeps the state
+    /// it is known by. One walk, one call into the TEE, which may meet another thread's call on the same entry.
+    ///
+    /// # Errors
+    ///
+    /// Nothing was noted; as [`SecurePageTable::block`], but a free entry can be probed.
+    pub fn probe(&self, at: GpaEntry) -> Result<Observed, TableError<X::Error>> {
+        let _pin = self.memory.pin();
+        let slot = self.slot(at, false)?;
+        let observed = self.external.probe(at).map_err(|error| TableError::External { at, error })?;
+        if let (
+            Entry::Leaf { hpa, state: LeafState::Pending, blocked: None },
+            Observed::Leaf(LeafState::Mapped),
+        ) = (slot.entry, observed)
+        {
+            self.freeze(at, &slot)?;
+            self.publish(at, &slot, Entry::Leaf { hpa, state: LeafState::Mapped, blocked: None });
+        }
+        Ok(observed)
+    }
+
+    /// Takes the blocked and fenced page at `at` out of the guest; its content is lost. Of `at`'s size; pass it to
+    /// [`SecurePageTable::reclaim`]. One walk, one call into the TEE.
+    ///
+    /// # Errors
+    ///
+    /// Nothing changed: [`TableError::State`] if `at` is no page; else as [`SecurePageTable::unblock`].
+    pub fn remove(&self, at: GpaEntry, fence: &Fenced) -> Result<Frame<Tainted>, TableError<X::Error>> {
+        let _pin = self.memory.pin();
+        let slot = self.fenced_slot(at, fence)?;
+        let Entry::Leaf { hpa, .. } = slot.entry else { return Err(occupied(at, &slot)) };
+        self.freeze_fenced(at, &slot, fence)?;
+        if let Err(error) = self.external.unmap(at, hpa) {
+            self.thaw(&slot);
+            return Err(TableError::External { at, error });
+        }
+        self.publish(at, &slot, Entry::Free);
+        self.count_live(slot.table, -1);
+        Ok(Frame::from_ledger(hpa, at.level()))
+    }
+
+    /// Takes the blocked, fenced and empty table out of `at` and adds it to `into`. One walk, one call into the TEE.
+    ///
+    /// # Errors
+    ///
+    /// Nothing changed: [`TableError::NotEmpty`]; [`TableError::State`] if `at` is no table;
+    /// [`TableError::ForeignObligation`]; else as [`SecurePageTable::unblock`]. But with [`TableError::Ledger`] the table
+    /// is out and in `into`, and only the pages in dispute are lost.
+    pub fn unlink(
+        &self,
+        at: GpaEntry,
+        fence: &Fenced,
+        into: &mut Obligation,
+    ) -> Result<(), TableError<X::Error>> {
+        let _pin = self.memory.pin();
+        self.accepts(at, into)?;
+        let slot = self.fenced_slot(at, fence)?;
+        let Entry::Table { hpa, .. } = slot.entry else { return Err(occupied(at, &slot)) };
+        let live = self.side(hpa, SideWord::Live);
+        if live != 0 {
+            return Err(TableError::NotEmpty { at, live });
+        }
+        self.freeze_fenced(at, &slot, fence)?;
+        let backing = self.backing(hpa);
+        match self.external.unlink(at, backing) {
+            Ok(donated) => {
+                self.publish(at, &slot, Entry::Free);
+                self.count_live(slot.table, -1);
+                self.chain(at, hpa, donated, into)
+            }
+            Err(error) => {
+                self.thaw(&slot);
+                Err(TableError::External { at, error })
+            }
+        }
+    }
+
+    /// Makes a page that left the guest usable by the host: writes its cache lines back and overwrites it.
+    ///
+    /// # Errors
+    ///
+    /// The page comes back, still tainted.
+    pub fn reclaim(&self, page: Frame<Tainted>) -> Result<Frame, Returned<X::Error, Frame<Tainted>>> {
+        match self.external.write_back(&page, CacheKey::Guest) {
+            Ok(()) => Ok(self.memory.scrub(page)),
+            Err(error) => Err(Returned { error, held: page }),
+        }
+    }
+
+    /// The slot at `at`, blocked before `fence` began.
+    pub(super) fn fenced_slot(&self, at: GpaEntry, fence: &Fenced) -> Result<Slot, TableError<X::Error>> {
+        let slot = self.slot(at, false)?;
+        match slot.entry {
+            Entry::Frozen => Err(TableError::Contended { at }),
+            Entry::Free => Err(TableError::State { at, found: Entry::Free }),
+            entry if self.covered(entry.blocked(), fence) => Ok(slot),
+            _ => Err(TableError::NotFenced { at }),
+        }
+    }
+
+    /// Takes a slot that [`Self::fenced_slot`] found, and whatever was read below it since, as it was then.
+    ///
+    /// The word alone is no proof of that: after 2^11 fences an entry that was unblocked, changed below and blocked
+    /// again reads the same. The proof is too old by then, so it is looked at once more.
+    pub(super) fn freeze_fenced(
+        &self,
+        at: GpaEntry,
+        slot: &Slot,
+        fence: &Fenced,
+    ) -> Result<(), TableError<X::Error>> {
+        self.freeze(at, slot)?;
+        if self.covered(slot.entry.blocked(), fence) {
+            return Ok(());
+        }
+        self.thaw(slot);
+        Err(TableError::NotFenced { at })
+    }
+
+    /// Draws one table's frames out of the store: all of them or none.
+    pub(super) fn draw(
+        &self,
+        at: GpaEntry,
+        backing: Option<Hpa>,
+        from: &mut dyn FrameStore,
+    ) -> Result<(Frame, X::Pages), TableError<X::Error>> {
+        let short = TableError::NoFrames { at, need: self.table_cost(at, backing) };
+        let Some(mirror) = from.get(FrameKind::MirrorTable) else { return Err(short) };
+        match self.external.gather(at, backing, from) {
+            Some(pages) => Ok((mirror, pages)),
+            None => {
+                put_back(mirror, FrameKind::MirrorTable, from);
+                Err(short)
+            }
+        }
+    }
+
+    /// Puts undrawn frames back, overwriting those that a failed call may have written.
+    pub(super) fn restock(&self, mirror: Frame, pages: X::Pages, from: &mut dyn FrameStore) {
+        put_back(mirror, FrameKind::MirrorTable, from);
+        self.external.scatter(pages, &mut |page| self.memory.scrub(page), from);
+    }
+
+    /// Writes the ledger of a table that is not published yet.
+    pub(super) fn record(&self, mirror: Hpa, live: u64, donated: crate::Donated, backing: Option<Hpa>) {
+        let [first, second] = donated.metadata;
+        let backing = if first.is_some() { backing } else { None };
+        self.set_side(mirror, SideWord::Live, live);
+        self.set_side(mirror, SideWord::External, ledger::word(donated.table));
+        self.set_side(mirror, SideWord::Metadata0, ledger::word(first));
+        self.set_side(mirror, SideWord::Metadata1, ledger::word(second));
+        self.set_side(mirror, SideWord::Backing, ledger::word(backing));
+        self.set_side(mirror, SideWord::Link, 0);
+    }
+
+    /// The host memory that the metadata pages behind a table describe, if it has any.
+    pub(super) fn backing(&self, mirror: Hpa) -> Option<Hpa> {
+        ledger::address(self.side(mirror, SideWord::Backing))
+    }
+}
+
+fn occupied<E>(at: GpaEntry, slot: &Slot) -> TableError<E> {
+    match slot.entry {
+        Entry::Frozen => TableError::Contended { at },
+        found => TableError::State { at, found },
+    }
+}
+
+/// Returns a frame to the store it was just taken from. A store that lost the room for it leaks the frame, which
+/// the caller's own count of outstanding frames then shows.
+fn put_back(frame: Frame, kind: FrameKind, to: &mut dyn FrameStore) {
+    drop(to.put(kind, frame));
+}

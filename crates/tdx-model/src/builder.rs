@@ -1,0 +1,119 @@
+//! Building a machine: system initialisation is over, all of its TDMRs are initialised, the module is ready.
+
+use crate::config::{Config, HkidLayout, ModuleVersion, Profile, Tdmr};
+use crate::machine::Machine;
+use crate::state::State;
+
+/// Says what a [`Machine`] is made of.
+#[derive(Clone, Debug)]
+pub struct MachineBuilder {
+    config: Config,
+}
+
+impl Default for MachineBuilder {
+    fn default() -> Self {
+        let hkid = HkidLayout { start_bit: 46, bits: 6, private_min: 32, private_max: 63, global: 32 };
+        Self {
+            config: Config {
+                profile: Profile::of(ModuleVersion::default()),
+                max_pa_bits: 52,
+                hkid,
+                seamrr: (0x8000_0000, 0x200_0000),
+                tdmrs: Vec::new(),
+                packages: 1,
+                audit: false,
+            },
+        }
+    }
+}
+
+impl MachineBuilder {
+    /// A machine without convertible memory, module 1.5.28, 52 address bits of which the upper six are key ids 32 to
+    /// 63 for TDs (32 is the module's own).
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The module version, with all its switches.
+    #[must_use]
+    pub const fn version(mut self, version: ModuleVersion) -> Self {
+        self.config.profile = Profile::of(version);
+        self
+    }
+
+    /// The switches one by one.
+    #[must_use]
+    pub const fn profile(mut self, profile: Profile) -> Self {
+        self.config.profile = profile;
+        self
+    }
+
+    /// Enables Dynamic PAMT, or not, where the version is capable of it (2.0.08 has it enabled from the start).
+    #[must_use]
+    pub const fn dynamic_pamt(mut self, enabled: bool) -> Self {
+        self.config.profile = self.config.profile.with_dynamic_pamt(enabled);
+        self
+    }
+
+    /// Physical address bits and where key ids sit in them.
+    #[must_use]
+    pub const fn addresses(mut self, max_pa_bits: u32, hkid: HkidLayout) -> Self {
+        self.config.max_pa_bits = max_pa_bits;
+        self.config.hkid = hkid;
+        self
+    }
+
+    /// The range of the module itself.
+    #[must_use]
+    pub const fn seamrr(mut self, base: u64, size: u64) -> Self {
+        self.config.seamrr = (base, size);
+        self
+    }
+
+    /// A completely initialised region of convertible memory: `gib` GiB from `base`.
+    #[must_use]
+    pub fn memory(self, base: u64, gib: u64) -> Self {
+        let size = gib << 30;
+        self.tdmr(Tdmr { base, size, initialized_end: base + size, reserved: Vec::new() })
+    }
+
+    /// A region with all its details.
+    #[must_use]
+    pub fn tdmr(mut self, tdmr: Tdmr) -> Self {
+        self.config.tdmrs.push(tdmr);
+        self
+    }
+
+    /// Number of packages, 1 to 32: KEY.CONFIG and CACHE.WB are needed on each.
+    #[must_use]
+    pub fn packages(mut self, packages: u32) -> Self {
+        self.config.packages = packages.clamp(1, 32);
+        self
+    }
+
+    /// Checks every invariant after everything that is done and panics when one is broken. Slow.
+    #[must_use]
+    pub const fn audit(mut self, audit: bool) -> Self {
+        self.config.audit = audit;
+        self
+    }
+
+    /// The machine, ready for TDs.
+    #[must_use]
+    pub fn build(self) -> Machine {
+        Machine::from_state(self.build_state())
+    }
+
+    pub(crate) fn build_state(self) -> State {
+        State::new(self.config)
+    }
+}
+
+impl Machine {
+    /// Says what the machine is made of.
+    #[must_use]
+    pub fn builder() -> MachineBuilder {
+        MachineBuilder::new()
+    }
+}

@@ -1,0 +1,166 @@
+//! The leaves, and the dispatcher in front of them.
+//!
+//! The dispatcher checks RAX, then clears the outputs that a leaf clears before its first check, then runs the leaf.
+//! Every lock the leaf took is given back when it returns. (TDX module ABI, "SEAMCALL calling convention".)
+
+mod dpamt;
+mod mng;
+mod page;
+mod phymem;
+#[cfg(test)]
+mod random_tests;
+mod range;
+mod resize;
+mod sept;
+mod sys;
+#[cfg(test)]
+mod table_tests;
+pub(crate) mod vp;
+
+use seamcall::Regs;
+
+use crate::abi::{Leaf, NULL_PA, Operand, Status};
+use crate::config::ModuleVersion;
+use crate::state::{Answer, Ctx, State};
+
+/// Bits 31:24 and 63:32 of RAX must be zero. (Bit 63 names the loader, which is not here.)
+const RAX_RESERVED: u64 = !0x00FF_FFFF;
+
+impl State {
+    /// Executes one SEAMCALL on logical processor `lp`.
+    pub(crate) fn seamcall(&mut self, lp: u32, regs: Regs) -> Regs {
+        let mut c = Ctx::new(lp, regs);
+        let status = match self.dispatch(&mut c) {
+            Ok(()) => Status::SUCCESS,
+            Err(status) => status,
+        };
+        self.release(&mut c);
+        c.out.rax = status.0;
+        self.counters.note(c.leaf, status);
+        c.out
+    }
+
+    fn dispatch(&mut self, c: &mut Ctx) -> Answer {
+        let invalid = Status::OPERAND_INVALID.of(Operand::Rax);
+        let leaf = Leaf::from_number(c.leaf).filter(|_| c.regs.rax & RAX_RESERVED == 0).ok_or(invalid)?;
+        if c.version != 0 && !self.multi_version(leaf) {
+            return Err(invalid);
+        }
+        if let Some(status) = self.faults.strike(c.leaf) {
+            if status != Status::INTERRUPTED_RESTARTABLE {
+                clear_outputs(c, leaf);
+            }
+            return Err(status);
+        }
+        clear_outputs(c, leaf);
+        if c.version > 1 {
+            return Err(invalid);
+        }
+        self.run(c, leaf)
+    }
+
+    fn multi_version(&self, leaf: Leaf) -> bool {
+        match leaf {
+            Leaf::PagePromote | Leaf::SeptAdd | Leaf::SeptRemove | Leaf::MngRd => true,
+            Leaf::VpInit => self.cfg.profile.version == ModuleVersion::V2_0_08,
+            _ => false,
+        }
+    }
+
+    fn run(&mut self, c: &mut Ctx, leaf: Leaf) -> Answer {
+        match leaf {
+            Leaf::VpEnter => vp::enter(self, c),
+            Leaf::MngAddCx => mng::add_cx(self, c),
+            Leaf::PageAdd => page::add(self, c),
+            Leaf::SeptAdd => sept::add(self, c),
+            Leaf::VpAddCx => vp::add_cx(self, c),
+            Leaf::PageRelocate => page::relocate(self, c),
+            Leaf::PageAug => page::aug(self, c),
+            Leaf::RangeBlock => range::block(self, c),
+            Leaf::MngKeyConfig => mng::key_config(self, c),
+            Leaf::MngCreate => mng::create(self, c),
+            Leaf::VpCreate => vp::create(self, c),
+            Leaf::MngRd => mng::rd(self, c),
+            Leaf::PageDemote => resize::demote(self, c),
+            Leaf::MrExtend => mng::mr_extend(self, c),
+            Leaf::MrFinalize => mng::mr_finalize(self, c),
+            Leaf::VpFlush => vp::flush(self, c),
+            Leaf::MngVpFlushDone => mng::vp_flush_done(self, c),
+            Leaf::MngKeyFreeId => mng::key_free_id(self, c),
+            Leaf::MngInit => mng::init(self, c),
+            Leaf::VpInit => vp::init(self, c),
+            Leaf::PagePromote => resize::promote(self, c),
+            Leaf::PhymemPageRdmd => phymem::rdmd(self, c),
+            Leaf::SeptRd => sept::rd(self, c),
+            Leaf::PhymemPageReclaim => phymem::reclaim(self, c),
+            Leaf::PageRemove => page::remove(self, c),
+            Leaf::SeptRemove => sept::remove(self, c),
+            Leaf::SysInfo => sys::info(self, c),
+            Leaf::SysRd => sys::rd(self, c),
+            Leaf::MemTrack => range::track(self, c),
+            Leaf::RangeUnblock => range::unblock(self, c),
+            Leaf::PhymemCacheWb => phymem::cache_wb(self, c),
+            Leaf::PhymemPageWbinvd => phymem::page_wbinvd(self, c),
+            Leaf::PhymemPamtAdd => dpamt::add(self, c),
+            Leaf::PhymemPamtRemove => dpamt::remove(self, c),
+        }
+    }
+}
+
+/// Outputs that a leaf clears before its first check, and that stay cleared when it fails.
+const fn clear_outputs(c: &mut Ctx, leaf: Leaf) {
+    match leaf {
+        Leaf::PhymemPageRdmd | Leaf::PhymemPageReclaim => {
+            c.out.rcx = 0;
+            c.out.rdx = 0;
+            c.out.r8 = 0;
+            c.out.r9 = 0;
+            c.out.r10 = 0;
+            c.out.r11 = 0;
+        }
+        Leaf::SeptAdd
+        | Leaf::SeptRd
+        | Leaf::SeptRemove
+        | Leaf::PageAdd
+        | Leaf::PageAug
+        | Leaf::PageRemove
+        | Leaf::PageRelocate
+        | Leaf::PageDemote
+        | Leaf::PagePromote
+        | Leaf::RangeBlock
+        | Leaf::RangeUnblock
+        | Leaf::MrExtend => {
+            c.out.rcx = 0;
+            c.out.rdx = 0;
+        }
+        _ => {}
+    }
+    if c.version > 0 && matches!(leaf, Leaf::PagePromote | Leaf::SeptRemove) {
+        c.out.r9 = NULL_PA;
+        c.out.r10 = NULL_PA;
+        c.out.r11 = NULL_PA;
+    }
+}
+
+/// Reserved bits of the operand that carries a TDR and a flag in bit 0.
+const HANDLE_RESERVED: u64 = !0x000F_FFFF_FFFF_F001;
+
+/// Splits "TD handle and flags" into the TDR and the flag.
+fn handle_and_flag(rdx: u64) -> Answer<(u64, bool)> {
+    if rdx & HANDLE_RESERVED != 0 {
+        return Err(Status::OPERAND_INVALID.of(Operand::Rdx));
+    }
+    Ok((rdx & !1, rdx & 1 != 0))
+}
+
+/// Bit 62 of a returned page: its PAMT page pair has no more use.
+const EMPTY_PAIR_HINT: u64 = 1 << 62;
+
+impl State {
+    /// Frees the page in the PAMT and returns its address as the host is told it.
+    fn free_page(&mut self, hpa: u64, level: u8) -> u64 {
+        let cfg = self.cfg.clone();
+        let empty = self.mem.pamt_free(&cfg, hpa, level);
+        if empty && cfg.profile.removed_page_hint { hpa | EMPTY_PAIR_HINT } else { hpa }
+    }
+}

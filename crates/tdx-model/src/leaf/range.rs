@@ -1,0 +1,57 @@
+//! RANGE.BLOCK, RANGE.UNBLOCK, MEM.TRACK: the fence.
+
+use crate::abi::{Operand, Status, op_state};
+use crate::lock::Mode;
+use crate::sept;
+use crate::state::{Answer, Ctx, Prologue, State, TOP};
+
+const RANGE: Prologue = Prologue {
+    tdr: Mode::Shared,
+    op_states: op_state::REWORK,
+    levels: (0, TOP),
+    tree: Some(Mode::Exclusive),
+};
+
+/// TDH.MEM.RANGE.BLOCK: takes access away and stamps the page with the epoch. No PAMT lock is taken.
+pub(super) fn block(s: &mut State, c: &mut Ctx) -> Answer {
+    let slot = s.open_entry(c, &RANGE)?;
+    if slot.state().any_blocked() {
+        return Err(s.details(c, &slot, Status::GPA_RANGE_ALREADY_BLOCKED));
+    }
+    s.allow_state(c, &slot, sept::BLOCK)?;
+    s.set_entry(&slot, sept::blocked(slot.entry, slot.level));
+    let (page, level) = s.page_of(&slot);
+    let (cfg, epoch) = (s.cfg.clone(), s.td(slot.td).td_epoch);
+    s.mem.entry_mut(&cfg, page, level).bepoch = epoch;
+    Ok(())
+}
+
+/// TDH.MEM.RANGE.UNBLOCK: gives access back once the block is tracked.
+pub(super) fn unblock(s: &mut State, c: &mut Ctx) -> Answer {
+    let slot = s.open_entry(c, &RANGE)?;
+    s.allow_state(c, &slot, sept::BLOCKED)?;
+    let (page, level) = s.page_of(&slot);
+    let td = s.td(slot.td);
+    if td.is_tracked() && !td.tracking_done(s.mem.entry(page, level).bepoch) {
+        let rcx = s.cfg.profile.unblock_error_is_rcx;
+        let operand = if rcx { Operand::Rcx } else { Operand::SeptTree };
+        return Err(Status::TLB_TRACKING_NOT_DONE.of(operand));
+    }
+    s.set_entry(&slot, sept::unblocked(slot.entry));
+    Ok(())
+}
+
+/// TDH.MEM.TRACK: the next epoch begins, if nobody is left from the one before this.
+pub(super) fn track(s: &mut State, c: &mut Ctx) -> Answer {
+    let td = s.tdr_operand(c, c.regs.rcx, Operand::Rcx, Mode::Shared)?;
+    s.ready(td)?;
+    s.lock_op_state(c, td, op_state::TRACK)?;
+    let domain = s.td_mut(td);
+    if !domain.epoch_lock.acquire(Mode::Exclusive) {
+        return Err(Status::OPERAND_BUSY.of(Operand::TdEpoch));
+    }
+    let advance = domain.previous_epoch_empty();
+    domain.td_epoch += u64::from(advance);
+    domain.epoch_lock.release(Mode::Exclusive);
+    if advance { Ok(()) } else { Err(Status::PREVIOUS_TLB_EPOCH_BUSY) }
+}

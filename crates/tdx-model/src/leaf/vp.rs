@@ -1,0 +1,172 @@
+//! VP.*: vCPUs are created, entered and flushed.
+//!
+//! A vCPU in guest mode keeps its TDVPR page locked shared with all its PAMT parents, and the 4 KiB entry of its TDR.
+//! (TDX module ABI, "Concurrency".)
+
+use crate::abi::{Lifecycle, Operand, PageType, Status, op_state};
+use crate::lock::Mode;
+use crate::state::{Answer, Ctx, State};
+use crate::td::{VCPU_TDCX, Vcpu};
+
+/// VM exit reason "external interrupt".
+const EXTERNAL_INTERRUPT: u64 = 1;
+/// Flags beside the address in VP.ENTER's RCX.
+const ENTER_FLAGS: u64 = 3 << 52;
+
+const fn handle(td: usize, vcpu: usize) -> u64 {
+    (td as u64) << 32 | vcpu as u64
+}
+
+impl State {
+    /// The TD and vCPU of a TDVPR page.
+    pub(crate) fn vcpu_of(&self, tdvpr: u64) -> Option<(usize, usize)> {
+        let found = self.mem.leaf_entry(&self.cfg, tdvpr);
+        if found.level != 0 || found.entry.kind() != PageType::Tdvpr {
+            return None;
+        }
+        let value = self.mem.cell(tdvpr).value();
+        Some(((value >> 32) as usize, value as u32 as usize))
+    }
+
+    fn tdvpr_operand(&mut self, c: &mut Ctx, page: u64, op: Operand, mode: Mode) -> Answer<(usize, usize)> {
+        self.page_operand(c, page, 0, op, PageType::Tdvpr, mode)?;
+        let value = self.mem.cell(page).value();
+        let (td, vcpu) = ((value >> 32) as usize, value as u32 as usize);
+        let tdr = self.td(td).tdr;
+        self.implicit_page(c, tdr, 0, Operand::Tdr, Mode::Shared)?;
+        Ok((td, vcpu))
+    }
+
+    /// Enters the vCPU: on success it is in guest mode and keeps its two page locks.
+    pub(crate) fn enter_vcpu(&mut self, c: &mut Ctx) -> Answer<(usize, usize)> {
+        let page = c.regs.rcx & !ENTER_FLAGS;
+        let (td, vcpu) = self.tdvpr_operand(c, page, Operand::Rcx, Mode::Shared)?;
+        self.ready(td)?;
+        self.lock_op_state(c, td, op_state::ENTER)?;
+        let lp = c.lp;
+        let domain = self.td_mut(td);
+        let cpu = &mut domain.vcpus[vcpu];
+        if !cpu.initialized {
+            return Err(Status::VCPU_STATE_INCORRECT);
+        }
+        if cpu.inside || cpu.lp.is_some_and(|associated| associated != lp) {
+            return Err(Status::VCPU_ASSOCIATED);
+        }
+        if !domain.epoch_lock.acquire(Mode::Shared) {
+            return Err(Status::OPERAND_BUSY.of(Operand::TdEpoch));
+        }
+        let epoch = domain.td_epoch;
+        domain.refcount[(epoch & 1) as usize] += 1;
+        domain.epoch_lock.release(Mode::Shared);
+        let cpu = &mut domain.vcpus[vcpu];
+        if cpu.epoch != epoch || cpu.lp.is_none() {
+            cpu.translations.flush();
+        }
+        cpu.lp = Some(lp);
+        cpu.epoch = epoch;
+        cpu.inside = true;
+        c.keep_pages();
+        Ok((td, vcpu))
+    }
+
+    /// The vCPU leaves guest mode.
+    pub(crate) fn exit_vcpu(&mut self, td: usize, vcpu: usize) {
+        let domain = self.td_mut(td);
+        let (tdr, cpu) = (domain.tdr, &mut domain.vcpus[vcpu]);
+        cpu.inside = false;
+        let tdvpr = cpu.tdvpr;
+        let parity = (cpu.epoch & 1) as usize;
+        domain.refcount[parity] -= 1;
+        let cfg = self.cfg.clone();
+        self.mem.pamt_unlock(&cfg, tdr, 0, Mode::Shared);
+        self.mem.pamt_unwalk(&cfg, tdvpr, 0, Mode::Shared);
+    }
+}
+
+/// TDH.VP.ENTER made as a plain call: the guest is left at once, by an external interrupt.
+pub(super) fn enter(s: &mut State, c: &mut Ctx) -> Answer {
+    let (td, vcpu) = s.enter_vcpu(c)?;
+    s.exit_vcpu(td, vcpu);
+    c.out = seamcall::Regs::default();
+    Err(Status(EXTERNAL_INTERRUPT))
+}
+
+/// TDH.VP.CREATE: RCX page, RDX TDR.
+pub(super) fn create(s: &mut State, c: &mut Ctx) -> Answer {
+    let (page, tdr) = (c.regs.rcx, c.regs.rdx);
+    let td = s.tdr_operand(c, tdr, Operand::Rdx, Mode::Shared)?;
+    s.ready(td)?;
+    s.lock_op_state(c, td, op_state::VP_BUILD)?;
+    s.new_page(c, page, Operand::Rcx)?;
+    let (cfg, key) = (s.cfg.clone(), s.td(td).hkid);
+    s.donated(page, 1, key);
+    s.mem.write(page, handle(td, s.td(td).vcpus.len()), key);
+    s.mem.pamt_assign(&cfg, page, 0, PageType::Tdvpr, tdr);
+    let domain = s.td_mut(td);
+    domain.vcpus.push(Vcpu { tdvpr: page, ..Vcpu::default() });
+    domain.chldcnt += 1;
+    Ok(())
+}
+
+/// TDH.VP.ADDCX: RCX page, RDX TDVPR.
+pub(super) fn add_cx(s: &mut State, c: &mut Ctx) -> Answer {
+    let page = c.regs.rcx;
+    let (td, vcpu) = s.tdvpr_operand(c, c.regs.rdx, Operand::Rdx, Mode::Exclusive)?;
+    s.ready(td)?;
+    s.lock_op_state(c, td, op_state::VP_BUILD)?;
+    if s.td(td).vcpus[vcpu].initialized {
+        return Err(Status::VCPU_STATE_INCORRECT);
+    }
+    if s.td(td).vcpus[vcpu].tdcx.len() == VCPU_TDCX {
+        return Err(Status::TDCX_NUM_INCORRECT);
+    }
+    s.new_page(c, page, Operand::Rcx)?;
+    let (cfg, key, tdr) = (s.cfg.clone(), s.td(td).hkid, s.td(td).tdr);
+    s.donated(page, 1, key);
+    s.mem.write(page, 0, key);
+    s.mem.pamt_assign(&cfg, page, 0, PageType::Tdcx, tdr);
+    let domain = s.td_mut(td);
+    domain.vcpus[vcpu].tdcx.push(page);
+    domain.chldcnt += 1;
+    Ok(())
+}
+
+/// TDH.VP.INIT: RCX TDVPR. The vCPU is associated with this logical processor.
+pub(super) fn init(s: &mut State, c: &mut Ctx) -> Answer {
+    let (td, vcpu) = s.tdvpr_operand(c, c.regs.rcx, Operand::Rcx, Mode::Exclusive)?;
+    s.ready(td)?;
+    s.lock_op_state(c, td, op_state::BUILD)?;
+    let domain = s.td_mut(td);
+    let initialized = domain.vcpus.iter().filter(|vcpu| vcpu.initialized).count();
+    let cpu = &mut domain.vcpus[vcpu];
+    if cpu.initialized {
+        return Err(Status::VCPU_STATE_INCORRECT);
+    }
+    if cpu.tdcx.len() < VCPU_TDCX {
+        return Err(Status::TDCX_NUM_INCORRECT);
+    }
+    if initialized >= usize::from(domain.max_vcpus) {
+        return Err(Status::MAX_VCPUS_EXCEEDED);
+    }
+    cpu.initialized = true;
+    cpu.lp = Some(c.lp);
+    Ok(())
+}
+
+/// TDH.VP.FLUSH: RCX TDVPR. Ends the association with this logical processor.
+pub(super) fn flush(s: &mut State, c: &mut Ctx) -> Answer {
+    let (td, vcpu) = s.tdvpr_operand(c, c.regs.rcx, Operand::Rcx, Mode::Exclusive)?;
+    // A fatal TD must still be possible to tear down.
+    if s.td(td).lifecycle != Lifecycle::KeysConfigured {
+        return Err(Status::TD_KEYS_NOT_CONFIGURED);
+    }
+    s.lock_op_state(c, td, op_state::ANY)?;
+    let lp = c.lp;
+    let cpu = &mut s.td_mut(td).vcpus[vcpu];
+    if cpu.lp != Some(lp) {
+        return Err(Status::VCPU_NOT_ASSOCIATED);
+    }
+    cpu.lp = None;
+    cpu.translations.flush();
+    Ok(())
+}

@@ -1,0 +1,211 @@
+//! The machine: one mutex around the module's state and memory, logical processors as transports.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use seamcall::{Call, Regs, Transport};
+use sept_core::{Gpa, Hpa, Level};
+
+use crate::abi::{Lifecycle, PageType};
+use crate::faults::{Fault, Interrupts};
+use crate::sept::{self, EntryState};
+use crate::state::State;
+use crate::stats::{Counters, Stats};
+use crate::violation::{Log, Violation};
+
+/// A platform with a TDX module in it. Shared by reference between threads.
+#[derive(Debug)]
+pub struct Machine {
+    state: Mutex<State>,
+}
+
+/// One logical processor of a [`Machine`]: the transport that a host uses.
+#[derive(Clone, Copy, Debug)]
+pub struct Lp<'m> {
+    machine: &'m Machine,
+    number: u32,
+}
+
+impl Lp<'_> {
+    /// Makes a SEAMCALL with any registers. On the model every register file is harmless.
+    #[must_use]
+    pub fn raw(&self, regs: Regs) -> Regs {
+        self.machine.with(|state| state.seamcall(self.number, regs))
+    }
+
+    /// Number of this logical processor.
+    #[must_use]
+    pub const fn number(&self) -> u32 {
+        self.number
+    }
+}
+
+impl Transport for Lp<'_> {
+    fn call(&self, call: Call) -> Regs {
+        self.raw(call.regs())
+    }
+}
+
+/// What a TD's control structures say.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TdInfo {
+    /// Life cycle state.
+    pub lifecycle: Lifecycle,
+    /// Operation state, as numbered by the ABI.
+    pub op_state: u8,
+    /// A machine check was consumed, or worse.
+    pub fatal: bool,
+    /// 4 KiB pages that belong to the TD besides its TDR.
+    pub chldcnt: u64,
+    /// Current epoch.
+    pub td_epoch: u64,
+    /// vCPUs inside that entered in an even and in an odd epoch.
+    pub refcount: [u16; 2],
+    /// The TD's key id.
+    pub hkid: u16,
+    /// Fold of everything measured so far.
+    pub measurement: u64,
+}
+
+/// An S-EPT entry as the model stores it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RawEntry {
+    /// Level where the walk ended.
+    pub level: u8,
+    /// State.
+    pub state: EntryState,
+    /// All 64 bits.
+    pub raw: u64,
+    /// The page it names.
+    pub hpa: u64,
+}
+
+/// The PAMT leaf entry of a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PageInfo {
+    /// Type.
+    pub kind: PageType,
+    /// Size level of the entry.
+    pub level: u8,
+    /// Owner field as stored.
+    pub owner: u64,
+    /// BEPOCH as stored.
+    pub bepoch: u64,
+}
+
+impl Machine {
+    pub(crate) const fn from_state(state: State) -> Self {
+        Self { state: Mutex::new(state) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.lock();
+        let result = work(&mut state);
+        if state.cfg.audit {
+            let broken = state.check_invariants();
+            assert!(broken.is_empty(), "invariants broken: {broken:#?}");
+        }
+        result
+    }
+
+    /// Logical processor `number`. All numbers exist; packages take them in turn.
+    #[must_use]
+    pub const fn lp(&self, number: u32) -> Lp<'_> {
+        Lp { machine: self, number }
+    }
+
+    /// The TD whose TDR page is at `tdr`.
+    #[must_use]
+    pub fn td(&self, tdr: Hpa) -> Option<TdInfo> {
+        self.with(|state| {
+            let td = state.td(state.td_of(tdr.raw())?);
+            Some(TdInfo {
+                lifecycle: td.lifecycle,
+                op_state: td.op_state,
+                fatal: td.fatal,
+                chldcnt: td.chldcnt,
+                td_epoch: td.td_epoch,
+                refcount: td.refcount,
+                hkid: td.hkid,
+                measurement: td.measurement,
+            })
+        })
+    }
+
+    /// The S-EPT entry where a walk to `level` ends, without any check or lock.
+    #[must_use]
+    pub fn entry(&self, tdr: Hpa, gpa: Gpa, level: Level) -> Option<RawEntry> {
+        self.with(|state| {
+            let slot = state.walk(state.td_of(tdr.raw())?, gpa.raw(), level.raw());
+            let raw = state.mem.table(slot.table)[slot.index];
+            let hpa = sept::address(&state.cfg, raw, slot.level);
+            Some(RawEntry { level: slot.level, state: slot.state(), raw, hpa })
+        })
+    }
+
+    /// The PAMT entry that describes the page.
+    #[must_use]
+    pub fn page(&self, page: Hpa) -> PageInfo {
+        self.with(|state| {
+            let found = state.mem.leaf_entry(&state.cfg, page.raw());
+            PageInfo {
+                kind: found.entry.kind(),
+                level: found.level,
+                owner: found.entry.owner(),
+                bepoch: found.entry.bepoch,
+            }
+        })
+    }
+
+    /// How many violations were recorded.
+    #[must_use]
+    pub fn violation_count(&self) -> u64 {
+        self.with(|state| state.log.count())
+    }
+
+    /// The first recorded violations in full.
+    #[must_use]
+    pub fn violations(&self) -> Vec<Violation> {
+        self.with(|state| state.log.first().to_vec())
+    }
+
+    /// Forgets all violations.
+    pub fn clear_violations(&self) {
+        self.with(|state| state.log = Log::default());
+    }
+
+    /// Calls and answers since the last reset.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.with(|state| state.counters.snapshot())
+    }
+
+    /// Starts counting anew.
+    pub fn reset_stats(&self) {
+        self.with(|state| state.counters = Counters::default());
+    }
+
+    /// Orders a fault.
+    pub fn inject(&self, fault: Fault) {
+        self.with(|state| state.faults.add(fault));
+    }
+
+    /// Withdraws all ordered faults.
+    pub fn clear_faults(&self) {
+        self.with(|state| state.faults.clear());
+    }
+
+    /// Sets what the interrupt-pending register will show, or that it shows nothing.
+    pub fn set_interrupts(&self, interrupts: Option<Interrupts>) {
+        self.with(|state| state.faults.set_interrupts(interrupts));
+    }
+
+    /// Every broken invariant of the module's state, in words. Walks everything.
+    #[must_use]
+    pub fn check_invariants(&self) -> Vec<String> {
+        self.with(|state| state.check_invariants())
+    }
+}

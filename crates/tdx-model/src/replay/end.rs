@@ -1,0 +1,194 @@
+//! The state at the end of a sequence, as the trace dumps it.
+
+use core::fmt::Debug;
+
+use super::format::{End, EndTd, PamtRow, SeptRow};
+use super::header::page_type_name;
+use crate::abi::{Lifecycle, PAGE, PageType, size_of_level};
+use crate::memory::CHUNK;
+use crate::pamt::PamtEntry;
+use crate::sept::{self, EntryState};
+use crate::state::State;
+
+/// What differs: which part, expected, got.
+type Differences = Vec<(String, String, String)>;
+
+/// One PAMT entry.
+#[derive(PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Page {
+    pa: u64,
+    level: u8,
+    kind: String,
+    owner: u64,
+    bepoch: u64,
+}
+
+/// One S-EPT entry.
+#[derive(PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Entry {
+    gpa: u64,
+    level: u8,
+    state: String,
+    hpa: u64,
+    counter: u64,
+    host_priority: bool,
+    locked: bool,
+}
+
+pub(super) fn compare(state: &State, end: &End) -> Differences {
+    let mut differences = Vec::new();
+    let (pages, stale) = dump_pamt(state);
+    let expected = end.pamt.iter().flat_map(expand_pages).collect();
+    compare_rows("pamt", expected, pages, &mut differences);
+    let rows = end.nda_stale_owner.iter();
+    let expected =
+        rows.flat_map(|row| (0..row.n).map(|index| (row.pa.0 + index * PAGE, row.owner.0))).collect();
+    compare_rows("stale owner", expected, stale, &mut differences);
+    for td in &end.tds {
+        compare_td(state, td, &mut differences);
+    }
+    differences
+}
+
+/// Compares two lists as sets and tells the rows that only one of them has.
+fn compare_rows<T: Ord + Debug>(
+    what: &str,
+    mut expected: Vec<T>,
+    mut got: Vec<T>,
+    differences: &mut Differences,
+) {
+    expected.sort();
+    got.sort();
+    let missing = expected.iter().filter(|row| got.binary_search(row).is_err());
+    differences.extend(missing.map(|row| (what.to_owned(), format!("{row:x?}"), "nothing such".to_owned())));
+    let extra = got.iter().filter(|row| expected.binary_search(row).is_err());
+    differences.extend(extra.map(|row| (what.to_owned(), "nothing such".to_owned(), format!("{row:x?}"))));
+}
+
+fn expand_pages(row: &PamtRow) -> impl Iterator<Item = Page> {
+    (0..row.n).map(|index| Page {
+        pa: row.pa.0 + index * size_of_level(row.lvl),
+        level: row.lvl,
+        kind: row.pt.clone(),
+        owner: row.owner.0,
+        bepoch: row.bepoch.0,
+    })
+}
+
+/// Every assigned page, and the free ones whose owner field is stale.
+fn dump_pamt(state: &State) -> (Vec<Page>, Vec<(u64, u64)>) {
+    let (mut pages, mut stale) = (Vec::new(), Vec::new());
+    let mut note = |pa: u64, level: u8, entry: PamtEntry| match entry.kind() {
+        PageType::Nda if level == 0 && entry.owner() != 0 => stale.push((pa, entry.owner())),
+        PageType::Nda | PageType::Rsvd => {}
+        kind => {
+            let kind = page_type_name(kind).to_owned();
+            pages.push(Page { pa, level, kind, owner: entry.owner(), bepoch: entry.bepoch });
+        }
+    };
+    for (gib, base) in state.mem.gibs.iter().zip((0..).step_by(1 << 30)) {
+        let Some(gib) = gib else { continue };
+        note(base, 2, gib.own);
+        for (chunk, start) in gib.chunks.iter().zip((base..).step_by(CHUNK as usize)) {
+            note(start, 1, chunk.own);
+            let entries = chunk.fine.iter().flat_map(|fine| fine.entries);
+            entries.zip((start..).step_by(PAGE as usize)).for_each(|(entry, pa)| note(pa, 0, entry));
+        }
+    }
+    (pages, stale)
+}
+
+fn compare_td(state: &State, expected: &EndTd, differences: &mut Differences) {
+    let name = |what: &str| format!("td {} {what}", expected.td);
+    let Some(td) = state.tds.get(expected.td).and_then(Option::as_ref) else {
+        if !expected.reclaimed {
+            differences.push((name("TDR"), "in use".to_owned(), "reclaimed".to_owned()));
+        }
+        return;
+    };
+    let mut check = |what: &str, expected: String, got: String| {
+        if expected != got {
+            differences.push((name(what), expected, got));
+        }
+    };
+    if expected.reclaimed {
+        return check("TDR", "reclaimed".to_owned(), "in use".to_owned());
+    }
+    check("lifecycle", expected.lifecycle.to_string(), (td.lifecycle as u8).to_string());
+    check("fatal", expected.fatal.to_string(), td.fatal.to_string());
+    check("chldcnt", expected.chldcnt.to_string(), td.chldcnt.to_string());
+    if let Some(op_state) = expected.op_state {
+        check("op_state", op_state.to_string(), td.op_state.to_string());
+    }
+    if let Some(epoch) = expected.td_epoch {
+        check("td_epoch", epoch.to_string(), td.td_epoch.to_string());
+    }
+    if let Some(refcount) = expected.refcount {
+        check("refcount", format!("{refcount:?}"), format!("{:?}", td.refcount));
+    }
+    if let Some(epochs) = &expected.vcpu_epoch {
+        let got: Vec<u64> = td.vcpus.iter().map(|vcpu| vcpu.epoch).collect();
+        check("vcpu_epoch", format!("{epochs:?}"), format!("{got:?}"));
+    }
+    if let Some(rows) = &expected.sept {
+        let mut got = Vec::new();
+        if td.lifecycle == Lifecycle::KeysConfigured {
+            dump_table(state, td.root, 0, td.root_level, &mut got);
+        }
+        compare_rows(&name("sept"), rows.iter().flat_map(expand_entries).collect(), got, differences);
+    }
+}
+
+fn expand_entries(row: &SeptRow) -> impl Iterator<Item = Entry> {
+    (0..row.n).map(|index| {
+        let offset = index * size_of_level(row.lvl);
+        Entry {
+            gpa: row.gpa.0 + offset,
+            level: row.lvl,
+            state: row.st.clone(),
+            hpa: if row.hpa.0 == 0 { 0 } else { row.hpa.0 + offset },
+            counter: row.accept_counter,
+            host_priority: row.hp,
+            locked: row.locked,
+        }
+    })
+}
+
+/// The name a state has in traces: that of the ABI.
+fn state_name(state: EntryState) -> String {
+    let mut name = String::new();
+    for letter in format!("{state:?}").chars() {
+        if letter.is_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(letter.to_ascii_uppercase());
+    }
+    name
+}
+
+/// Every entry of a table that is not pristine, and of the tables below it, blocked or not.
+fn dump_table(state: &State, table: u32, gpa: u64, level: u8, rows: &mut Vec<Entry>) {
+    for (index, &raw) in state.mem.table(table).iter().enumerate() {
+        if raw == sept::FREE {
+            continue;
+        }
+        let gpa = gpa | (index as u64) << (12 + 9 * u32::from(level));
+        let entry_state = sept::state_of(raw);
+        let is_table = entry_state.is_in(sept::TABLES);
+        let pending = level == 1 && entry_state.any_pending();
+        let names_page = is_table || raw & sept::LEAF != 0;
+        let hpa = sept::address(&state.cfg, raw & !state.lock_bit(), level);
+        rows.push(Entry {
+            gpa,
+            level,
+            state: state_name(entry_state),
+            hpa: if names_page { hpa } else { 0 },
+            counter: if pending { sept::accept_counter(raw) } else { 0 },
+            host_priority: raw & sept::HOST_PRIORITY != 0,
+            locked: raw & state.lock_bit() != 0,
+        });
+        if let Some(child) = state.mem.table_at(hpa).filter(|_| is_table) {
+            dump_table(state, child, gpa, level - 1, rows);
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! What a host or a guest did that hardware would punish later, or silently.
+
+/// What went wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub enum ViolationKind {
+    /// The host read memory that is private or serves the module.
+    HostReadPrivate,
+    /// The host read memory last written with another key: it saw ciphertext.
+    HostReadCiphertext,
+    /// The host wrote memory that is private or serves the module.
+    HostWritePrivate,
+    /// The host wrote freed memory of which lines under another key were not written back.
+    HostWriteUnflushed,
+    /// A page was given to the module while lines written by the host were still in a cache.
+    DonatedUnflushed,
+    /// A page changed keys while lines under its old key were still in a cache.
+    ReassignedUnflushed,
+    /// A guest read memory that was not written with its key.
+    GuestReadForeign,
+    /// A guest used a translation to a page it no longer owns.
+    StaleTranslation,
+    /// The module read a frame with a memory error.
+    ModuleReadPoison,
+}
+
+/// One recorded event.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Violation {
+    /// What went wrong.
+    pub kind: ViolationKind,
+    /// The page.
+    pub hpa: u64,
+    /// The key concerned: of the stale lines, or of the content's writer.
+    pub key: u16,
+    /// Number of SEAMCALLs made before.
+    pub call: u64,
+}
+
+impl core::fmt::Display for Violation {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{:?} at {:#x} (key id {}, after {} calls)", self.kind, self.hpa, self.key, self.call)
+    }
+}
+
+/// All violations, and the first ones in full.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Log {
+    count: u64,
+    first: Vec<Violation>,
+}
+
+impl Log {
+    const KEPT: usize = 1024;
+
+    pub(crate) fn record(&mut self, violation: Violation) {
+        self.count += 1;
+        if self.first.len() < Self::KEPT {
+            self.first.push(violation);
+        }
+    }
+
+    pub(crate) const fn count(&self) -> u64 {
+        self.count
+    }
+
+    pub(crate) fn first(&self) -> &[Violation] {
+        &self.first
+    }
+}

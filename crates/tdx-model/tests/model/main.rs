@@ -1,0 +1,7 @@
+//! Behaviour of the model through its public interface.
+
+mod common;
+mod contents;
+mod dynamic_pamt;
+mod lifecycle;
+mod worked_trace;

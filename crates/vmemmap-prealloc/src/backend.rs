@@ -1,0 +1,153 @@
+//! The vmemmap of the host, and what each change of it must guarantee.
+//!
+//! A page of the vmemmap is in one of two states: the block's *own* (mapped writable, one page of memory for this
+//! entry alone) or a *tail* (mapped read-only to a page that has the same content). A change goes
+//!
+//! * tail to own: [`prepare`](VmemmapBackend::prepare) copies what the entry shows into a fresh page,
+//!   [`write_folio`](VmemmapBackend::write_folio) writes the new heads there, each with reference count 0, and
+//!   [`map_own`](VmemmapBackend::map_own) publishes it: all stores to the page before the store to the entry;
+//! * own to tail, or tail to another tail: [`map_tail`](VmemmapBackend::map_tail). A page that was the block's own
+//!   stays with the backend: other CPUs may still read it, and even count references in it;
+//! * after [`flush`](VmemmapBackend::flush) nobody sees an entry as it was, and
+//!   [`release`](VmemmapBackend::release) gives the pages up.
+//!
+//! Every folio involved is frozen from before the first change until after the flush. So it does not matter which
+//! of the two states of an entry a reader sees, nor in which order entries change: each head it can find, old or
+//! new, has reference count 0, and it gets no reference. That is invariant I9.
+
+use crate::{Geometry, Tail};
+use folio_split::PfnBlock;
+use sept_core::{Frame, FrameSource};
+
+/// One page of the vmemmap: the `index`-th of those that describe `block`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[expect(clippy::exhaustive_structs, reason = "a position has two parts")]
+pub struct VmemmapPage {
+    /// The block whose pages are described.
+    pub block: PfnBlock,
+    /// Position among the vmemmap pages of the block, from 0.
+    pub index: u64,
+}
+
+/// The vmemmap of the host.
+///
+/// The caller holds the claim of the block: no two calls concern the same block at the same time. No call but
+/// [`add_table`](Self::add_table) and [`add_template`](Self::add_template) may sleep or allocate.
+pub trait VmemmapBackend {
+    /// A fresh page that nobody sees yet. Dropping it leaks its memory.
+    type Fresh;
+
+    /// Proof of a flush: covers every entry changed before it began.
+    type Flushed;
+
+    /// The sizes.
+    fn geometry(&self) -> Geometry;
+
+    /// Whether tail pages of the block are shared: its own pages are exactly those that its layout needs.
+    fn is_optimized(&self, block: PfnBlock) -> bool;
+
+    /// Records whether tail pages of the block are shared. Set before the first entry changes.
+    fn set_optimized(&self, block: PfnBlock, optimized: bool);
+
+    /// Whether the zone of `near` has this template. True for a [`Tail`] that is no template.
+    fn has_template(&self, near: PfnBlock, tail: Tail) -> bool;
+
+    /// Fills a page with tails and makes it the template of the zone, for good.
+    ///
+    /// # Errors
+    ///
+    /// The zone has one (somebody was faster): the page comes back.
+    fn add_template(&self, near: PfnBlock, tail: Tail, page: Frame) -> Result<(), Frame>;
+
+    /// Page tables missing for the block: pieces of its vmemmap that are still mapped by a larger entry.
+    fn tables_missing(&self, block: PfnBlock) -> u32;
+
+    /// Fills a page with the entries that stand for a larger one, and replaces that one by it.
+    ///
+    /// # Errors
+    ///
+    /// No table is missing: the page comes back.
+    fn add_table(&self, block: PfnBlock, table: Frame) -> Result<(), Frame>;
+
+    /// Copies what the entry at `at` shows now into `page`.
+    fn prepare(&self, at: VmemmapPage, page: Frame) -> Self::Fresh;
+
+    /// Writes what of `folio` lies in the fresh page: its head, with reference count 0, if it begins there, and its
+    /// tails.
+    fn write_folio(&self, fresh: &mut Self::Fresh, folio: PfnBlock);
+
+    /// Maps the fresh page at `at`, writable, which was a tail.
+    fn map_own(&self, at: VmemmapPage, fresh: Self::Fresh);
+
+    /// Maps `tail` at `at`, read-only. If the page there was the block's own, the backend keeps it for
+    /// [`release`](Self::release).
+    fn map_tail(&self, at: VmemmapPage, tail: Tail);
+
+    /// Drops every translation of the vmemmap that was changed, on all CPUs, and returns when that is done.
+    #[must_use = "replaced pages are given up against this proof"]
+    fn flush(&self) -> Self::Flushed;
+
+    /// Gives the pages of `block` that were replaced before the flush to `to`, as [`FrameKind::Vmemmap`](sept_core::FrameKind). Returns
+    /// how many.
+    fn release(&self, block: PfnBlock, flushed: &Self::Flushed, to: &dyn FrameSource) -> u64;
+}
+
+/// A host without the optimization: every page of the vmemmap is its block's own, always.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct NoVmemmap;
+
+impl NoVmemmap {
+    /// The backend.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self
+    }
+}
+
+impl VmemmapBackend for NoVmemmap {
+    type Fresh = Frame;
+    type Flushed = ();
+
+    fn geometry(&self) -> Geometry {
+        Geometry::LINUX_X86_64
+    }
+
+    fn is_optimized(&self, _block: PfnBlock) -> bool {
+        false
+    }
+
+    fn set_optimized(&self, _block: PfnBlock, _optimized: bool) {}
+
+    fn has_template(&self, _near: PfnBlock, _tail: Tail) -> bool {
+        true
+    }
+
+    fn add_template(&self, _near: PfnBlock, _tail: Tail, page: Frame) -> Result<(), Frame> {
+        Err(page)
+    }
+
+    fn tables_missing(&self, _block: PfnBlock) -> u32 {
+        0
+    }
+
+    fn add_table(&self, _block: PfnBlock, table: Frame) -> Result<(), Frame> {
+        Err(table)
+    }
+
+    fn prepare(&self, _at: VmemmapPage, page: Frame) -> Frame {
+        page
+    }
+
+    fn write_folio(&self, _fresh: &mut Frame, _folio: PfnBlock) {}
+
+    fn map_own(&self, _at: VmemmapPage, _fresh: Frame) {}
+
+    fn map_tail(&self, _at: VmemmapPage, _tail: Tail) {}
+
+    fn flush(&self) {}
+
+    fn release(&self, _block: PfnBlock, _flushed: &(), _to: &dyn FrameSource) -> u64 {
+        0
+    }
+}

@@ -1,0 +1,388 @@
+//! Changing the mapping inside one frozen atom.
+//!
+//! Both functions check everything before the first write; after it they cannot fail, provided the store hands out
+//! what it said it has. They neither flush nor thaw: the caller does, in this order.
+
+use crate::{Geometry, Tail, VmemmapBackend, VmemmapPage};
+use folio_split::{FolioLayout, Folios, LayoutCounts, PageSet, PfnBlock, Transition};
+use sept_core::{Class, Classify, FrameKind, FrameStore};
+
+/// What a change of the vmemmap did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+#[non_exhaustive]
+#[must_use = "replaced pages wait for a flush"]
+pub struct Applied {
+    /// Pages taken from the store and mapped.
+    pub fresh: u64,
+    /// Pages that wait with the backend for a flush and [`VmemmapBackend::release`].
+    pub replaced: u64,
+    /// Entries that changed what they map without a page being taken or replaced.
+    pub rewrites: u64,
+}
+
+impl Applied {
+    /// Entries written. A flush is due unless it is 0.
+    #[must_use]
+    pub const fn entry_writes(&self) -> u64 {
+        self.fresh.saturating_add(self.replaced).saturating_add(self.rewrites)
+    }
+}
+
+/// Why a change of the vmemmap was not made. Every `struct page` is mapped as before.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ApplyError {
+    /// The transition does not split this block.
+    #[error("{whole} is no folio that the transition splits")]
+    NotASplit {
+        /// The block.
+        whole: PfnBlock,
+    },
+    /// The transition does not merge into this block.
+    #[error("{whole} is no folio that the transition merges to")]
+    NotAMerge {
+        /// The block.
+        whole: PfnBlock,
+    },
+    /// The store has too few pages for the vmemmap.
+    #[error("splitting {whole} takes {need} vmemmap pages, {have} are reserved")]
+    Short {
+        /// The folio to be split.
+        whole: PfnBlock,
+        /// Pages it takes.
+        need: u64,
+        /// Pages in the store.
+        have: u64,
+    },
+    /// The zone lacks a template.
+    #[error("the zone of {whole} has no template for {tail:?}")]
+    NoTemplate {
+        /// The folio to be split or formed.
+        whole: PfnBlock,
+        /// The template.
+        tail: Tail,
+    },
+    /// A page table is missing: the block was never optimized.
+    #[error("{missing} page tables of the vmemmap of {block} are missing")]
+    NoTable {
+        /// The block.
+        block: PfnBlock,
+        /// How many.
+        missing: u32,
+    },
+    /// The store said it had enough pages and did not give them. The pages it gave are replaced pages now.
+    #[error("splitting {whole} takes {need} vmemmap pages, the store gave {got}")]
+    BrokenStore {
+        /// The folio to be split.
+        whole: PfnBlock,
+        /// Pages it takes.
+        need: u64,
+        /// Pages the store gave.
+        got: u64,
+    },
+}
+
+impl Classify for ApplyError {
+    fn class(&self) -> Class {
+        Class::Caller
+    }
+}
+
+/// Vmemmap pages that splitting `whole` takes: what [`apply_split`] asks of its store. 0 for a block that is not
+/// optimized.
+///
+/// # Errors
+///
+/// [`ApplyError::NotASplit`].
+pub fn pages_to_split<V, A, B>(
+    backend: &V,
+    transition: &Transition<A, B>,
+    whole: PfnBlock,
+) -> Result<u64, ApplyError>
+where
+    V: VmemmapBackend + ?Sized,
+    A: PageSet,
+    B: PageSet,
+{
+    let to = transition.to_layout();
+    let part =
+        to.within(whole).filter(|_| transition.splits(whole)).ok_or(ApplyError::NotASplit { whole })?;
+    if !backend.is_optimized(transition.block()) {
+        return Ok(0);
+    }
+    let geometry = backend.geometry();
+    Ok(geometry.own_pages(&part.counts()).saturating_sub(geometry.kept(whole.order())))
+}
+
+/// Gives each piece of `whole` the `struct page`s it needs, from exactly the planned pages of `store`.
+///
+/// `whole` is frozen. Flush before writing to a piece's `struct page`s, and before thawing.
+///
+/// # Errors
+///
+/// [`ApplyError::NotASplit`], [`ApplyError::Short`], [`ApplyError::NoTemplate`]: nothing has changed.
+/// [`ApplyError::BrokenStore`]: nothing has changed, but flush and release before thawing.
+pub fn apply_split<V, A, B>(
+    backend: &V,
+    transition: &Transition<A, B>,
+    whole: PfnBlock,
+    store: &mut dyn FrameStore,
+) -> Result<Applied, ApplyError>
+where
+    V: VmemmapBackend + ?Sized,
+    A: PageSet,
+    B: PageSet,
+{
+    check_split(backend, transition, whole, store)?.run(transition.split_pieces(whole), store)
+}
+
+/// Lets the pieces of `whole` share tail pages as one folio. Its first pages stay; the others wait with the backend.
+///
+/// `whole` is frozen, and its head is written ([`folio_split::commit_merge`]). Flush before thawing, and
+/// [`release`](VmemmapBackend::release) after the flush.
+///
+/// # Errors
+///
+/// [`ApplyError::NotAMerge`], [`ApplyError::NoTemplate`]: nothing has changed.
+pub fn apply_merge<V, A, B>(
+    backend: &V,
+    transition: &Transition<A, B>,
+    whole: PfnBlock,
+) -> Result<Applied, ApplyError>
+where
+    V: VmemmapBackend + ?Sized,
+    A: PageSet,
+    B: PageSet,
+{
+    Ok(check_merge(backend, transition, whole)?.run(transition.merge_pieces(whole)))
+}
+
+/// Lets a block whose vmemmap is all its own share the tail pages of its layout. All its folios are frozen.
+///
+/// No page is allocated: each folio keeps its first pages. Flush before thawing, and release after the flush.
+///
+/// # Errors
+///
+/// [`ApplyError::NoTable`], [`ApplyError::NoTemplate`]: nothing has changed.
+pub fn optimize<V, S>(backend: &V, layout: &FolioLayout<S>) -> Result<Applied, ApplyError>
+where
+    V: VmemmapBackend + ?Sized,
+    S: PageSet,
+{
+    let block = layout.block();
+    if backend.is_optimized(block) {
+        return Ok(Applied::default());
+    }
+    let missing = backend.tables_missing(block);
+    if missing > 0 {
+        return Err(ApplyError::NoTable { block, missing });
+    }
+    let walk = Walk::of(backend, block, block);
+    walk.check_templates(&layout.counts())?;
+    backend.set_optimized(block, true);
+    let mut applied = Applied::default();
+    for folio in layout.folios(0) {
+        let first = walk.geometry.index_of(block, folio);
+        let tail = walk.geometry.tail_of(block, folio);
+        let kept = first.saturating_add(walk.geometry.kept(folio.order()));
+        for index in kept..first.saturating_add(walk.geometry.vmemmap_pages(folio.order())) {
+            backend.map_tail(walk.at(index), tail);
+            applied.replaced = applied.replaced.saturating_add(1);
+        }
+    }
+    Ok(applied)
+}
+
+/// A split that has all it takes.
+pub(crate) struct Split<'a, V: ?Sized> {
+    /// `None` if no entry changes.
+    walk: Option<Walk<'a, V>>,
+    need: u64,
+}
+
+/// Checks a split of `whole` against the transition, the store and the zone.
+pub(crate) fn check_split<'a, V, A, B>(
+    backend: &'a V,
+    transition: &Transition<A, B>,
+    whole: PfnBlock,
+    store: &dyn FrameStore,
+) -> Result<Split<'a, V>, ApplyError>
+where
+    V: VmemmapBackend + ?Sized,
+    A: PageSet,
+    B: PageSet,
+{
+    let to = transition.to_layout();
+    let part =
+        to.within(whole).filter(|_| transition.splits(whole)).ok_or(ApplyError::NotASplit { whole })?;
+    let Some(walk) = Walk::new(backend, transition.block(), whole) else {
+        return Ok(Split { walk: None, need: 0 });
+    };
+    let counts = part.counts();
+    let need = walk.geometry.own_pages(&counts).saturating_sub(walk.geometry.kept(whole.order()));
+    let have = u64::from(store.count(FrameKind::Vmemmap));
+    if have < need {
+        return Err(ApplyError::Short { whole, need, have });
+    }
+    walk.check_templates(&counts)?;
+    Ok(Split { walk: Some(walk), need })
+}
+
+impl<V: VmemmapBackend + ?Sized> Split<'_, V> {
+    /// Carries it out. Fails only for a store that does not give what it counted.
+    pub(crate) fn run<S: PageSet + Copy>(
+        self,
+        pieces: Folios<S>,
+        store: &mut dyn FrameStore,
+    ) -> Result<Applied, ApplyError> {
+        let Some(walk) = self.walk else { return Ok(Applied::default()) };
+        walk.split(pieces.clone(), store).map_err(|got| {
+            let _ = walk.merge(pieces);
+            ApplyError::BrokenStore { whole: walk.whole, need: self.need, got }
+        })
+    }
+}
+
+/// A merge that has all it takes.
+pub(crate) struct Merge<'a, V: ?Sized> {
+    /// `None` if no entry changes.
+    walk: Option<Walk<'a, V>>,
+}
+
+/// Checks a merge into `whole` against the transition and the zone.
+pub(crate) fn check_merge<'a, V, A, B>(
+    backend: &'a V,
+    transition: &Transition<A, B>,
+    whole: PfnBlock,
+) -> Result<Merge<'a, V>, ApplyError>
+where
+    V: VmemmapBackend + ?Sized,
+    A: PageSet,
+    B: PageSet,
+{
+    if !transition.merges(whole) {
+        return Err(ApplyError::NotAMerge { whole });
+    }
+    let walk = Walk::new(backend, transition.block(), whole);
+    if let Some(walk) = &walk {
+        walk.check_template(whole)?;
+    }
+    Ok(Merge { walk })
+}
+
+impl<V: VmemmapBackend + ?Sized> Merge<'_, V> {
+    /// Carries it out.
+    pub(crate) fn run<S: PageSet>(self, pieces: Folios<S>) -> Applied {
+        self.walk.map_or_else(Applied::default, |walk| walk.merge(pieces))
+    }
+}
+
+/// The vmemmap pages of one folio, whole or in pieces.
+struct Walk<'a, V: ?Sized> {
+    backend: &'a V,
+    geometry: Geometry,
+    block: PfnBlock,
+    whole: PfnBlock,
+    /// Index of the first page that is not the block's own while `whole` is a folio.
+    kept: u64,
+    /// What its tail pages map then.
+    tail: Tail,
+}
+
+impl<'a, V: VmemmapBackend + ?Sized> Walk<'a, V> {
+    /// `None` if no entry depends on whether `whole` is one folio.
+    fn new(backend: &'a V, block: PfnBlock, whole: PfnBlock) -> Option<Self> {
+        let some = backend.is_optimized(block) && backend.geometry().tail_pages(whole.order()) > 0;
+        some.then(|| Self::of(backend, block, whole))
+    }
+
+    fn of(backend: &'a V, block: PfnBlock, whole: PfnBlock) -> Self {
+        let geometry = backend.geometry();
+        let kept = geometry.index_of(block, whole).saturating_add(geometry.kept(whole.order()));
+        Self { backend, geometry, block, whole, kept, tail: geometry.tail_of(block, whole) }
+    }
+
+    const fn at(&self, index: u64) -> VmemmapPage {
+        VmemmapPage { block: self.block, index }
+    }
+
+    fn check_template(&self, folio: PfnBlock) -> Result<(), ApplyError> {
+        let tail = self.geometry.tail_of(self.block, folio);
+        if self.geometry.tail_pages(folio.order()) == 0 || self.backend.has_template(self.block, tail) {
+            return Ok(());
+        }
+        Err(ApplyError::NoTemplate { whole: self.whole, tail })
+    }
+
+    fn check_templates(&self, counts: &LayoutCounts) -> Result<(), ApplyError> {
+        let mut orders = counts.orders().iter().filter(|&order| counts.folios_of(order) > 0);
+        orders.try_for_each(|order| self.check_template(PfnBlock::containing(self.whole.base(), order)))
+    }
+
+    /// From one folio to pieces. Fails with the number of pages that the store gave if it gives no more.
+    fn split<S: PageSet>(&self, pieces: Folios<S>, store: &mut dyn FrameStore) -> Result<Applied, u64> {
+        let mut applied = Applied::default();
+        // A page that several small folios share is published when the last of them is written.
+        let mut open: Option<(u64, V::Fresh)> = None;
+        for folio in pieces {
+            let first = self.geometry.index_of(self.block, folio);
+            let kept = first.saturating_add(self.geometry.kept(folio.order()).max(1));
+            for index in first.max(self.kept)..kept {
+                let mut fresh = match open.take() {
+                    Some((shared, fresh)) if shared == index => fresh,
+                    other => {
+                        self.publish(other);
+                        let page = store.get(FrameKind::Vmemmap).ok_or(applied.fresh)?;
+                        applied.fresh = applied.fresh.saturating_add(1);
+                        self.backend.prepare(self.at(index), page)
+                    }
+                };
+                self.backend.write_folio(&mut fresh, folio);
+                open = Some((index, fresh));
+            }
+            if folio.order() >= self.geometry.structs() {
+                self.publish(open.take());
+            }
+            let tail = self.geometry.tail_of(self.block, folio);
+            if tail != self.tail {
+                let end = first.saturating_add(self.geometry.vmemmap_pages(folio.order()));
+                for index in kept.max(self.kept)..end {
+                    self.backend.map_tail(self.at(index), tail);
+                    applied.rewrites = applied.rewrites.saturating_add(1);
+                }
+            }
+        }
+        self.publish(open);
+        Ok(applied)
+    }
+
+    fn publish(&self, open: Option<(u64, V::Fresh)>) {
+        if let Some((index, fresh)) = open {
+            self.backend.map_own(self.at(index), fresh);
+        }
+    }
+
+    /// From pieces to one folio.
+    fn merge<S: PageSet>(&self, pieces: Folios<S>) -> Applied {
+        let mut applied = Applied::default();
+        // Where the pages that were looked at end: small folios share one.
+        let mut done = self.kept;
+        for folio in pieces {
+            let first = self.geometry.index_of(self.block, folio);
+            let kept = first.saturating_add(self.geometry.kept(folio.order()).max(1));
+            for index in first.max(done)..kept {
+                self.backend.map_tail(self.at(index), self.tail);
+                applied.replaced = applied.replaced.saturating_add(1);
+            }
+            done = done.max(kept);
+            if self.geometry.tail_of(self.block, folio) == self.tail {
+                continue;
+            }
+            for index in done..first.saturating_add(self.geometry.vmemmap_pages(folio.order())) {
+                self.backend.map_tail(self.at(index), self.tail);
+                applied.rewrites = applied.rewrites.saturating_add(1);
+            }
+        }
+        applied
+    }
+}

@@ -1,0 +1,195 @@
+//! The model's vmemmap.
+
+use super::{
+    Held, HostModel, State, StructPage,
+    block::{Replaced, WRITABLE, tail_value},
+    page::{Page, STRUCTS, frozen},
+    template_key,
+};
+use crate::{Geometry, Tail, VmemmapBackend, VmemmapPage};
+use folio_split::PfnBlock;
+use sept_core::{Frame, FrameKind, FrameSource};
+use std::{boxed::Box, format, vec::Vec};
+
+/// A fresh page of the model's vmemmap.
+#[derive(Debug)]
+#[must_use = "dropping it leaks the page"]
+pub struct Fresh {
+    at: VmemmapPage,
+    frame: Frame,
+    content: Box<Page>,
+    /// Which `struct page`s were written, bit by bit.
+    written: u64,
+}
+
+/// Proof of a flush: the number of flushes so far.
+#[derive(Debug)]
+#[must_use = "replaced pages are given up against this proof"]
+pub struct Flushed(u64);
+
+impl HostModel {
+    /// Tables are shared by blocks that one table describes.
+    fn table_keys(&self, block: PfnBlock) -> core::ops::Range<u64> {
+        let order = self.geometry.table_order().raw();
+        let range = block.range();
+        range.start >> order..((range.end - 1) >> order) + 1
+    }
+}
+
+impl State {
+    /// Changes an entry. A page that was the block's own is kept until it is released.
+    fn set_entry(&mut self, at: VmemmapPage, entry: u64) {
+        let base = at.block.base().raw();
+        let epoch = self.epoch;
+        let Some(block) = self.blocks.get_mut(&base) else {
+            self.violate(format!("entry {} of unknown block {}", at.index, at.block));
+            return;
+        };
+        let old = block.entries.get(at.index);
+        if old & WRITABLE != 0 {
+            block.replaced.push(Replaced { hpa: old & !WRITABLE, epoch });
+            self.counters.vmemmap_pages -= 1;
+            self.counters.replaced_pages += 1;
+        }
+        block.entries.set(at.index, entry);
+        if !block.covers_frozen(at.index) {
+            self.violate(format!("entry {} of {} changed while not frozen", at.index, at.block));
+        }
+        self.stale.entry((base, at.index)).or_default().push(old);
+        self.counters.entry_writes += 1;
+    }
+}
+
+impl VmemmapBackend for HostModel {
+    type Fresh = Fresh;
+    type Flushed = Flushed;
+
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn is_optimized(&self, block: PfnBlock) -> bool {
+        self.lock().blocks.get(&block.base().raw()).is_some_and(|block| block.optimized)
+    }
+
+    fn set_optimized(&self, block: PfnBlock, optimized: bool) {
+        if let Some(block) = self.lock().blocks.get_mut(&block.base().raw()) {
+            block.optimized = optimized;
+        }
+    }
+
+    fn has_template(&self, _near: PfnBlock, tail: Tail) -> bool {
+        template_key(tail).is_none_or(|key| self.lock().templates.contains_key(&key))
+    }
+
+    fn add_template(&self, _near: PfnBlock, tail: Tail, page: Frame) -> Result<(), Frame> {
+        let mut state = self.lock();
+        let Some(key) = template_key(tail).filter(|key| !state.templates.contains_key(key)) else {
+            return Err(page);
+        };
+        let hpa = page.hpa().raw();
+        let value = if key == u8::MAX { StructPage::AnyTail } else { StructPage::Tail { order: key } };
+        state.templates.insert(key, hpa);
+        state.memory.insert(hpa, Held { frame: page, content: Box::new([value; STRUCTS]) });
+        state.counters.templates += 1;
+        Ok(())
+    }
+
+    fn tables_missing(&self, block: PfnBlock) -> u32 {
+        let state = self.lock();
+        if self.geometry.vmemmap_pages(block.order()) == 0 {
+            return 0;
+        }
+        let missing = self.table_keys(block).filter(|key| !state.tables.contains_key(key)).count();
+        u32::try_from(missing).unwrap_or(u32::MAX)
+    }
+
+    fn add_table(&self, block: PfnBlock, table: Frame) -> Result<(), Frame> {
+        let mut state = self.lock();
+        let Some(key) = self.table_keys(block).find(|key| !state.tables.contains_key(key)) else {
+            return Err(table);
+        };
+        state.tables.insert(key, table);
+        state.counters.tables += 1;
+        Ok(())
+    }
+
+    fn prepare(&self, at: VmemmapPage, page: Frame) -> Fresh {
+        let mut state = self.lock();
+        let copy = state.read_page(at.block.base().raw(), at.index).copied();
+        if copy.is_none() {
+            state.violate(format!("entry {} of {} maps no memory", at.index, at.block));
+        }
+        let content = Box::new(copy.unwrap_or([StructPage::AnyTail; STRUCTS]));
+        Fresh { at, frame: page, content, written: 0 }
+    }
+
+    fn write_folio(&self, fresh: &mut Fresh, folio: PfnBlock) {
+        let Some(head) = fresh.at.block.offset_of(folio.base()) else { return };
+        let tail = tail_value(Some(self.geometry.tails()), head, folio.order().raw());
+        let first = fresh.at.index * STRUCTS as u64;
+        for (page, (bit, slot)) in (first..).zip(fresh.content.iter_mut().enumerate()) {
+            if page == head {
+                *slot = frozen(folio.order().raw());
+            } else if page > head && page < head + folio.pages() {
+                *slot = tail;
+            } else {
+                continue;
+            }
+            fresh.written |= 1 << bit;
+        }
+    }
+
+    fn map_own(&self, at: VmemmapPage, fresh: Fresh) {
+        let mut state = self.lock();
+        let base = at.block.base().raw();
+        if fresh.at != at || fresh.written != u64::MAX {
+            state.violate(format!(
+                "page for {:?} published at {at:?} with {:#x} written",
+                fresh.at, fresh.written
+            ));
+        }
+        if state.blocks.get(&base).is_some_and(|block| block.entries.get(at.index) & WRITABLE != 0) {
+            state.violate(format!("entry {} of {} was the block's own already", at.index, at.block));
+        }
+        let hpa = fresh.frame.hpa().raw();
+        state.memory.insert(hpa, Held { frame: fresh.frame, content: fresh.content });
+        state.counters.vmemmap_pages += 1;
+        state.set_entry(at, hpa | WRITABLE);
+    }
+
+    fn map_tail(&self, at: VmemmapPage, tail: Tail) {
+        let mut state = self.lock();
+        let entry = state.blocks.get(&at.block.base().raw()).map_or(0, |block| state.tail_entry(block, tail));
+        if entry == 0 {
+            state.violate(format!("entry {} of {}: no page for {tail:?}", at.index, at.block));
+        }
+        state.set_entry(at, entry);
+    }
+
+    fn flush(&self) -> Flushed {
+        let mut state = self.lock();
+        state.stale.clear();
+        state.epoch += 1;
+        state.counters.flushes += 1;
+        Flushed(state.epoch)
+    }
+
+    fn release(&self, block: PfnBlock, flushed: &Flushed, to: &dyn FrameSource) -> u64 {
+        let mut state = self.lock();
+        let Some(owner) = state.blocks.get_mut(&block.base().raw()) else { return 0 };
+        let (ready, waiting): (Vec<_>, Vec<_>) =
+            core::mem::take(&mut owner.replaced).into_iter().partition(|page| page.epoch < flushed.0);
+        owner.replaced = waiting;
+        let frames: Vec<_> = ready.iter().filter_map(|page| state.memory.remove(&page.hpa)).collect();
+        let count = frames.len() as u64;
+        if count != ready.len() as u64 {
+            state.violate(format!("a replaced page of {block} had no memory"));
+        }
+        state.counters.replaced_pages -= count;
+        // The source may have a lock of its own.
+        drop(state);
+        frames.into_iter().for_each(|held| to.give(FrameKind::Vmemmap, held.frame));
+        count
+    }
+}
