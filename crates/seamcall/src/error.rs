@@ -6,7 +6,8 @@ use sept_core::{Class, Classify, Frame, FrameState, GpaEntry, Level};
 
 /// A SEAMCALL that did not do what it was asked for.
 ///
-/// [`Classify::class`] says what to do about it; see [`Status::class`].
+/// [`Classify::class`] says what to do about it: as [`Status::class`], but a walk that stopped at a blocked entry
+/// ([`SeamcallError::is_hidden`]) is contention.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct SeamcallError {
@@ -44,6 +45,15 @@ impl SeamcallError {
     pub(crate) const fn refused(leaf: Leaf, at: Option<GpaEntry>, operand: Operand) -> Self {
         let status = Status::NOT_ISSUED.with_detail(Detail::Operand(operand));
         Self { leaf, status, at, entry: None }
+    }
+
+    /// Whether the walk stopped at an entry above that is blocked.
+    #[must_use]
+    pub const fn is_hidden(&self) -> bool {
+        match self.entry {
+            Some(entry) => self.status.is(Status::EPT_WALK_FAILED) && entry.state().is_blocked(),
+            None => false,
+        }
     }
 
     /// Whether another host call or a guest ACCEPT held the lock of the entry itself.
@@ -93,6 +103,8 @@ impl Error for SeamcallError {}
 impl Classify for SeamcallError {
     fn class(&self) -> Class {
         match self.status.class() {
+            // The way is closed by a block that somebody is about to finish or to undo.
+            Some(Class::Caller) if self.is_hidden() => Class::Retry,
             Some(class) => class,
             None => Class::Caller,
         }
