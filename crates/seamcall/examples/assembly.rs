@@ -3,42 +3,51 @@
 //!
 //! Running it makes no SEAMCALL.
 
-use core::hint::black_box;
-use seamcall::{Instruction, SeamcallError, Tdr, mem, mem::DemotePages, mem::L2Mode};
-use sept_core::{Frame, GpaEntry, Returned};
+#[cfg(target_arch = "x86_64")]
+mod wrappers {
+    use core::hint::black_box;
+    use seamcall::{Instruction, SeamcallError, Tdr, mem, mem::DemotePages, mem::L2Mode};
+    use sept_core::{Frame, GpaEntry, Returned};
 
-/// TDH.MEM.TRACK.
-#[inline(never)]
-fn example_track(t: &Instruction, td: Tdr) -> Result<(), SeamcallError> {
-    mem::track(t, td)
-}
+    /// TDH.MEM.TRACK.
+    #[inline(never)]
+    fn example_track(t: &Instruction, td: Tdr) -> Result<(), SeamcallError> {
+        mem::track(t, td)
+    }
 
-/// TDH.MEM.PAGE.AUG.
-#[inline(never)]
-fn example_aug(
-    t: &Instruction,
-    td: Tdr,
-    at: GpaEntry,
-    page: Frame,
-) -> Result<(), Returned<SeamcallError, Frame>> {
-    mem::page_aug(t, td, at, page)
-}
+    /// TDH.MEM.PAGE.AUG.
+    #[inline(never)]
+    fn example_aug(
+        t: &Instruction,
+        td: Tdr,
+        at: GpaEntry,
+        page: Frame,
+    ) -> Result<(), Returned<SeamcallError, Frame>> {
+        mem::page_aug(t, td, at, page)
+    }
 
-/// TDH.MEM.PAGE.DEMOTE.
-#[inline(never)]
-#[expect(clippy::result_large_err, reason = "the error gives back up to six frames")]
-fn example_demote(
-    t: &Instruction,
-    td: Tdr,
-    at: GpaEntry,
-    pages: DemotePages,
-) -> Result<[Option<Frame>; 3], Returned<SeamcallError, DemotePages>> {
-    mem::page_demote(t, td, at, L2Mode::All, pages)
+    /// TDH.MEM.PAGE.DEMOTE.
+    #[inline(never)]
+    #[expect(clippy::result_large_err, reason = "the error gives back up to six frames")]
+    fn example_demote(
+        t: &Instruction,
+        td: Tdr,
+        at: GpaEntry,
+        pages: DemotePages,
+    ) -> Result<[Option<Frame>; 3], Returned<SeamcallError, DemotePages>> {
+        mem::page_demote(t, td, at, L2Mode::All, pages)
+    }
+
+    /// Keeps the three in the program.
+    pub(super) fn keep() {
+        black_box(example_track as fn(_, _) -> _);
+        black_box(example_aug as fn(_, _, _, _) -> _);
+        black_box(example_demote as fn(_, _, _, _) -> _);
+    }
 }
 
 fn main() {
-    black_box(example_track as fn(_, _) -> _);
-    black_box(example_aug as fn(_, _, _, _) -> _);
-    black_box(example_demote as fn(_, _, _, _) -> _);
+    #[cfg(target_arch = "x86_64")]
+    wrappers::keep();
     println!("three wrappers, no call made");
 }

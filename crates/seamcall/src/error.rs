@@ -6,7 +6,8 @@ use sept_core::{Class, Classify, Frame, FrameState, GpaEntry, Level};
 
 /// A SEAMCALL that did not do what it was asked for.
 ///
-/// [`Classify::class`] says what to do about it; see [`Status::class`].
+/// [`Classify::class`] says what to do about it: as [`Status::class`], but a walk that stopped at a blocked entry
+/// ([`SeamcallError::is_hidden`]) is contention.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct SeamcallError {
@@ -46,6 +47,15 @@ impl SeamcallError {
         Self { leaf, status, at, entry: None }
     }
 
+    /// Whether the walk stopped at an entry above that is blocked.
+    #[must_use]
+    pub const fn is_hidden(&self) -> bool {
+        match self.entry {
+            Some(entry) => self.status.is(Status::EPT_WALK_FAILED) && entry.state().is_blocked(),
+            None => false,
+        }
+    }
+
     /// Whether another host call or a guest ACCEPT held the lock of the entry itself.
     ///
     /// Such a refusal leaves the module's host-priority flag on the entry: the guest cannot accept it until some
@@ -69,7 +79,7 @@ const fn carries_entry(status: Status) -> bool {
         | Status::GPA_RANGE_ALREADY_BLOCKED
         | Status::L2_SEPT_WALK_FAILED
         | Status::L2_SEPT_ENTRY_NOT_FREE => true,
-        Status::OPERAND_BUSY => matches!(status.detail(), Detail::Operand(Operand::RCX)),
+        Status::OPERAND_BUSY => status.low() == Operand::RCX.id(),
         _ => false,
     }
 }
@@ -93,6 +103,8 @@ impl Error for SeamcallError {}
 impl Classify for SeamcallError {
     fn class(&self) -> Class {
         match self.status.class() {
+            // The way is closed by a block that somebody is about to finish or to undo.
+            Some(Class::Caller) if self.is_hidden() => Class::Retry,
             Some(class) => class,
             None => Class::Caller,
         }

@@ -70,7 +70,7 @@ pub fn blockw<'a, T: Transport + ?Sized>(
     let out = t.call(Call::new(regs));
     let status = Status::from_raw(out.rax);
     if status.is_success() {
-        return Ok(status.detail().raw());
+        return Ok(status.low());
     }
     let held = if status.is(Status::INTERRUPTED_RESUMABLE) {
         // Only the first entry moves on: a transport cannot make the module write elsewhere.

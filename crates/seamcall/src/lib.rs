@@ -15,7 +15,7 @@
 //! | [`ranges`] | loops over leaves: write-back, reclaim, build, resumption |
 //! | [`dpamt`] | which regions have a Dynamic PAMT page pair |
 //! | [`exit`] | what a guest asks for |
-//! | [`adapter`] | transports around a transport: entropy retry, recording, faults |
+//! | [`adapter`] | transports around a transport: entropy retry, missing features, recording, faults |
 //!
 //! Every function takes a [`Transport`]: the instruction, a model of the module, or an adapter around either.
 //!

@@ -44,8 +44,9 @@ impl Call {
     ///
     /// # Safety
     ///
-    /// On hardware the module acts on memory by physical address. The caller vouches that every page this call may
-    /// make private, overwrite or remove is its own to give.
+    /// * On hardware the module acts on memory by physical address. The caller vouches that every page this call may
+    ///   make private, overwrite or remove is its own to give.
+    /// * The leaf is not TDH.VP.ENTER, which exchanges registers that are not in [`Regs`].
     #[must_use]
     #[expect(unsafe_code, reason = "raw registers can name any memory")]
     pub const unsafe fn from_regs(regs: Regs) -> Self {

@@ -1,10 +1,11 @@
 //! Transports around a transport.
 //!
-//! An adapter repeats, records or refuses calls and does not know what they mean. Retries of BUSY, RESTARTABLE and
+//! An adapter repeats, records or refuses calls. Retries of BUSY, RESTARTABLE and
 //! RESUMABLE are not for adapters: they belong to whoever can make vCPUs leave and knows when to give up
 //! ([`Td`](crate::Td) does both).
 
 mod entropy;
+mod gate;
 #[cfg(any(test, feature = "test-util"))]
 mod inject;
 #[cfg(feature = "std")]
@@ -13,6 +14,7 @@ mod record;
 mod tests;
 
 pub use entropy::EntropyRetry;
+pub use gate::Gate;
 #[cfg(any(test, feature = "test-util"))]
 pub use inject::{Fault, Inject};
 #[cfg(feature = "std")]

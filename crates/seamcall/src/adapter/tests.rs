@@ -71,6 +71,40 @@ fn a_transport_is_an_object() {
     assert_eq!(script.calls().len(), 2);
 }
 
+#[test]
+fn operands_of_a_missing_feature_make_no_call() {
+    use crate::mem::{DemotePages, L2Mode, SeptPages};
+    use crate::{Features0, phymem, testing::frame};
+    let at = entry(0x4000_0000, Level::L2M);
+    let plain = || DemotePages::new(frame(0x200_0000));
+    let paired = || plain().with_pair([frame(0x300_0000), frame(0x300_1000)]);
+    let layered = || plain().with_l2([None, Some(frame(0x201_0000)), None]);
+    let demote = |t: &Gate<&Script>, pages| {
+        let result = mem::page_demote(t, td(), at, L2Mode::All, pages);
+        result.map(drop).map_err(|back| {
+            assert!(!back.held.is_tainted(), "no call was made");
+            back.error.status.raw()
+        })
+    };
+    let script = Script::new();
+    let none = Gate::new(&script, Features0::empty());
+    assert_eq!(demote(&none, paired()), Err(0xc000_ff01_0000_000c));
+    assert_eq!(demote(&none, layered()), Err(0xc000_ff01_0000_000a));
+    assert!(phymem::pamt_remove(&none, hpa(0x20_0000)).is_err());
+    let l2 = SeptPages { l1: None, l2: [Some(frame(0x201_0000)), None, None] };
+    let back = mem::sept_add_v1(&none, td(), at, false, l2).unwrap_err();
+    assert!(back.held.l2[0].is_some());
+    assert!(script.calls().is_empty());
+    assert_eq!(demote(&none, plain()), Ok(()));
+    mem::sept_add(&none, td(), at, frame(0x202_0000)).unwrap();
+
+    let all = Gate::new(&script, Features0::DYNAMIC_PAMT | Features0::TD_PARTITIONING);
+    assert_eq!(demote(&all, paired()), Ok(()));
+    assert_eq!(demote(&all, layered()), Ok(()));
+    phymem::pamt_remove(&all, hpa(0x20_0000)).unwrap();
+    assert_eq!(script.leaves(), [15, 3, 15, 15, 59]);
+}
+
 #[cfg(feature = "std")]
 #[test]
 fn recorded_lines() {

@@ -302,6 +302,19 @@ fn worked_trace() {
 }
 
 #[test]
+fn a_blocked_table_above_is_contention_and_a_missing_one_is_not() {
+    let at = entry(0x4000_0000, Level::L4K);
+    let aug = |rcx, rdx| {
+        let script = Script::new().details(0xc000_0b00_0000_0001, rcx, rdx);
+        mem::page_aug(&script, tdr(), at, frame(0x9000_0000)).unwrap_err().error
+    };
+    let hidden = aug(0, 0x8101);
+    assert!(hidden.is_hidden() && hidden.class() == Class::Retry);
+    let missing = aug(1 << 63, 0x0001);
+    assert!(!missing.is_hidden() && missing.class() == Class::Caller);
+}
+
+#[test]
 fn the_entry_lock_and_a_pamt_lock_are_told_apart() {
     let locked = Script::new().details(0x8000_0200_0000_0001, 0x8000_0000_8000_00f0, 0x0101);
     let error = mem::page_remove(&locked, tdr(), two_mib()).unwrap_err();

@@ -181,8 +181,8 @@ impl Status {
     /// Bits 31:0, read as the code says.
     #[must_use]
     pub const fn detail(self) -> Detail {
-        let [b0, b1, b2, b3, ..] = self.0.to_le_bytes();
-        let raw = u32::from_le_bytes([b0, b1, b2, b3]);
+        let raw = self.low();
+        let [b0, b1, b2, b3] = raw.to_le_bytes();
         match self.code() {
             Self::SUCCESS if raw == 0 => Detail::None,
             Self::OPERAND_INVALID | Self::OPERAND_ADDR_RANGE_ERROR | Self::OPERAND_BUSY => {

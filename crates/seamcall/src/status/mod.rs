@@ -150,12 +150,16 @@ impl Status {
     /// A vCPU inside the TD holds its TDR, its TDVPR and, in an ACCEPT, the entry; it leaves only when kicked. The
     /// other locks are held for the length of one SEAMCALL.
     const fn busy_class(self) -> Class {
-        match self.detail() {
-            Detail::Operand(
-                Operand::RCX | Operand::RDX | Operand::TDR | Operand::TDVPR | Operand::TD_EPOCH,
-            ) => Class::Quiesce,
+        match Operand::new(self.low()) {
+            Operand::RCX | Operand::RDX | Operand::TDR | Operand::TDVPR | Operand::TD_EPOCH => Class::Quiesce,
             _ => Class::Retry,
         }
+    }
+
+    /// Bits 31:0, unread. Unlike [`Status::detail`] it does not need the table of names.
+    pub(crate) const fn low(self) -> u32 {
+        let [b0, b1, b2, b3, ..] = self.0.to_le_bytes();
+        u32::from_le_bytes([b0, b1, b2, b3])
     }
 
     const fn software_name(self) -> Option<&'static str> {

@@ -23,13 +23,16 @@ pub struct RetryBudget {
 }
 
 impl RetryBudget {
+    /// Enough for what other CPUs do in passing.
+    pub const DEFAULT: Self = Self { busy: 64, restartable: 64 };
+
     /// Every refusal comes out at once.
     pub const NONE: Self = Self { busy: 0, restartable: 0 };
 }
 
 impl Default for RetryBudget {
     fn default() -> Self {
-        Self { busy: 64, restartable: 64 }
+        Self::DEFAULT
     }
 }
 
@@ -69,7 +72,6 @@ impl TdDescription {
         key_id_bits: KeyIdBits,
         config: TdxConfig,
     ) -> Self {
-        let budget = RetryBudget { busy: 64, restartable: 64 };
         Self {
             tdr,
             hkid,
@@ -78,7 +80,7 @@ impl TdDescription {
             config,
             dynamic_pamt: false,
             promote_exclusive: false,
-            budget,
+            budget: RetryBudget::DEFAULT,
         }
     }
 
@@ -236,13 +238,13 @@ impl<T: Transport, S: Shootdown, L: TreeLock, O: Observe> Td<T, S, L, O> {
     ///
     /// Where it stopped, and why: go on from there. See [`mr::extend`].
     pub fn measure(&self, from: Gpa, bytes: u64) -> Result<(), Stopped<Gpa>> {
-        let mut done = 0;
-        while done < bytes {
-            // The end of the address space: MR.EXTEND refuses what lies beyond long before.
-            let Some(at) = from.checked_add(done) else { break };
+        let mut at = from;
+        for _ in 0..bytes / mr::EXTEND_CHUNK {
             self.exclusive(|| mr::extend(&self.transport, self.tdr(), at))
                 .map_err(|error| Stopped { at, error })?;
-            done = done.saturating_add(mr::EXTEND_CHUNK);
+            // The end of the address space: nothing is mapped there, so MR.EXTEND has refused before.
+            let Some(next) = at.checked_add(mr::EXTEND_CHUNK) else { break };
+            at = next;
         }
         Ok(())
     }

@@ -1,0 +1,79 @@
+//! Every leaf over the real instruction, to see how large they are: `nm --print-size` on the release build.
+//!
+//! Running it makes no SEAMCALL.
+
+#[cfg(target_arch = "x86_64")]
+mod leaves {
+    use core::hint::black_box;
+    use seamcall::{Instruction as I, export, mem, mng, mr, phymem, sys, vp};
+
+    macro_rules! keep {
+        ($($function:expr, $($argument:ty),*;)*) => {
+            $(black_box($function as for<'a> fn(&'a I $(, $argument)*) -> _);)*
+        };
+    }
+
+    /// Keeps all wrappers in the program.
+    pub(super) fn keep() {
+        keep! {
+            mem::page_add::<I>, _, _, _, _;
+            mem::page_aug::<I>, _, _, _;
+            mem::page_demote::<I>, _, _, _, _;
+            mem::page_promote::<I>, _, _, _;
+            mem::page_promote_v1::<I>, _, _, _;
+            mem::page_relocate::<I>, _, _, _;
+            mem::page_remove::<I>, _, _;
+            mem::range_block::<I>, _, _;
+            mem::range_unblock::<I>, _, _;
+            mem::rd::<I>, _, _;
+            mem::sept_add::<I>, _, _, _;
+            mem::sept_add_v1::<I>, _, _, _, _;
+            mem::sept_rd::<I>, _, _;
+            mem::sept_rd_l2::<I>, _, _;
+            mem::sept_remove::<I>, _, _;
+            mem::sept_remove_v1::<I>, _, _;
+            mem::track::<I>, _;
+            mem::wr::<I>, _, _, _;
+            mng::addcx::<I>, _, _;
+            mng::create::<I>, _, _;
+            mng::init::<I>, _, _;
+            mng::key_config::<I>, _;
+            mng::key_freeid::<I>, _;
+            mng::rd::<I>, _, _;
+            mng::rd_next::<I>, _, _;
+            mng::vpflushdone::<I>, _;
+            mng::wr::<I>, _, _, _, _;
+            mr::extend::<I>, _, _;
+            mr::finalize::<I>, _;
+            phymem::cache_wb::<I>, _;
+            phymem::page_rdmd::<I>, _;
+            phymem::page_reclaim::<I>, _;
+            phymem::page_wbinvd::<I>, _, _, _;
+            phymem::pamt_add::<I>, _, _;
+            phymem::pamt_remove::<I>, _;
+            export::unblockw::<I>, _, _;
+            sys::init::<I>,;
+            sys::key_config::<I>,;
+            sys::lp_init::<I>,;
+            sys::lp_shutdown::<I>,;
+            sys::rd::<I>, _;
+            sys::shutdown::<I>, _;
+            sys::tdmr_init::<I>, _;
+            sys::update::<I>,;
+            vp::addcx::<I>, _, _;
+            vp::create::<I>, _, _;
+            vp::flush::<I>, _;
+            vp::init::<I>, _, _;
+            vp::init_x2apic::<I>, _, _, _;
+            vp::rd::<I>, _, _;
+            vp::rd_next::<I>, _, _;
+            vp::wr::<I>, _, _, _, _;
+        }
+    }
+}
+
+fn main() {
+    #[cfg(target_arch = "x86_64")]
+    leaves::keep();
+    println!("every leaf, no call made");
+}
