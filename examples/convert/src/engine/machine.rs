@@ -39,9 +39,7 @@ const MAX_PA: u8 = 52;
 const HKID_BITS: u8 = 6;
 
 /// Where key id bits sit.
-pub fn key_id_bits() -> Option<KeyIdBits> {
-    KeyIdBits::new(MAX_PA, HKID_BITS)
-}
+pub const KEY_ID_BITS: KeyIdBits = KeyIdBits::new(MAX_PA, HKID_BITS).expect("six of 52 address bits");
 
 /// What lies where for one scenario.
 #[derive(Clone, Debug)]

@@ -33,7 +33,7 @@ pub use crate::outcome::{RunOutcome, UniformCost, UnmetExpect};
 use crate::report::{OpReport, Outcome, Report, Resources};
 use crate::scenario::{Op, PAGE, Region, Scenario, Verb};
 use host::Host;
-use machine::{GLOBAL_HKID, HKID, Map, POOL, back_with_pamt, key_id_bits, pamt_ledger};
+use machine::{GLOBAL_HKID, HKID, KEY_ID_BITS, Map, POOL, back_with_pamt, pamt_ledger};
 use notices::Notices;
 use oracle::Oracle;
 use td::{Control, Counted};
@@ -131,9 +131,8 @@ impl<'m, 'o> Engine<'m, 'o> {
         };
         let control =
             Control::create(machine, config, scenario.td.vcpus).map_err(|error| error.to_string())?;
-        let keys = key_id_bits().ok_or("no key id bits")?;
-        let description =
-            TdDescription::new(control.tdr, HKID, GLOBAL_HKID, keys, config).with_dynamic_pamt(dynamic_pamt);
+        let description = TdDescription::new(control.tdr, HKID, GLOBAL_HKID, KEY_ID_BITS, config)
+            .with_dynamic_pamt(dynamic_pamt);
         let vcpus: Vec<Hpa> = control.vcpus.iter().map(|vcpu| vcpu.hpa()).collect();
         let (kicked, inside): (&Machine, _) = (machine, vcpus.clone());
         let kick = Kick::new(

@@ -8,6 +8,7 @@ use tdx_model::Machine;
 
 use super::Engine;
 use super::host::Host;
+use super::machine::{GLOBAL_HKID, KEY_ID_BITS};
 use super::oracle::{Oracle, Page};
 use crate::scenario::Region;
 
@@ -24,7 +25,10 @@ impl Teardown<Arena> for Reclaim<'_> {
         let lp = self.machine.lp(0);
         let done = match what {
             Torn::Page { hpa, .. } | Torn::Table { hpa, .. } => phymem::page_reclaim(&lp, hpa).map(drop),
-            Torn::Metadata { backing, .. } => phymem::pamt_remove(&lp, backing).map(drop),
+            // The module wrote these under its own key, which freeing the TD's does not write back.
+            Torn::Metadata { backing, .. } => phymem::pamt_remove(&lp, backing).and_then(|pair| {
+                pair.into_iter().try_for_each(|page| phymem::page_wbinvd(&lp, page, GLOBAL_HKID, KEY_ID_BITS))
+            }),
             _ => Ok(()),
         };
         done.map_err(|error| format!("{what:?}: {error}"))
