@@ -1,7 +1,6 @@
 //! Readers that look after every single call of a commit, also one that is turned round.
 #![expect(
     clippy::arithmetic_side_effects,
-    clippy::indexing_slicing,
     clippy::unwrap_used,
     reason = "a test that overflows or misses an index has failed"
 )]

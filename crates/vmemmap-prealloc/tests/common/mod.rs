@@ -92,7 +92,7 @@ impl FrameStore for Store {
     }
 
     fn count(&self, kind: FrameKind) -> u32 {
-        self.frames.iter().filter(|(of, _)| *of == kind).count() as u32 + self.lies
+        u32::try_from(self.frames.iter().filter(|(of, _)| *of == kind).count()).unwrap() + self.lies
     }
 }
 
