@@ -15,25 +15,13 @@ pub trait PageSet {
     /// after it is no member. `None` if no member follows.
     fn next_run(&self, from: u64) -> Option<Range<u64>>;
 
-    /// The members among the 64 pages from `64 * index`, lowest page in bit 0.
+    /// The members among the 64 pages from `64 * index`, lowest page in bit 0, if the set can tell them at once.
     ///
-    /// Counting reads short runs a word at a time. The default asks for the runs; a set that has words gives them.
-    fn word(&self, index: u64) -> u64 {
-        let start = index.saturating_mul(64);
-        let mut members = 0;
-        let mut from = start;
-        // At most 32 runs fit in a word.
-        for _ in 0..32 {
-            let Some(run) = run_from(self, from) else { break };
-            let first = run.start.saturating_sub(start);
-            if first > 63 {
-                break;
-            }
-            let end = run.end.saturating_sub(start);
-            members |= if end > 63 { u64::MAX << first } else { (u64::MAX << first) & !(u64::MAX << end) };
-            from = run.end;
-        }
-        members
+    /// Where runs are many, counting asks for words. The default, `None`, is right for a set that is kept as runs; a
+    /// set that answers once always answers.
+    fn word(&self, index: u64) -> Option<u64> {
+        let _ = index;
+        None
     }
 }
 
@@ -71,7 +59,7 @@ impl<T: PageSet + ?Sized> PageSet for &T {
     }
 
     #[inline]
-    fn word(&self, index: u64) -> u64 {
+    fn word(&self, index: u64) -> Option<u64> {
         (**self).word(index)
     }
 }
@@ -86,8 +74,8 @@ impl PageSet for Empty {
         None
     }
 
-    fn word(&self, _index: u64) -> u64 {
-        0
+    fn word(&self, _index: u64) -> Option<u64> {
+        Some(0)
     }
 }
 
@@ -98,6 +86,18 @@ impl PageSet for Range<u64> {
         let start = self.start.max(from);
         (start < self.end).then_some(start..self.end)
     }
+
+    #[inline]
+    fn word(&self, index: u64) -> Option<u64> {
+        let first = index.saturating_mul(64);
+        Some(bits_from(self.start.saturating_sub(first)) & !bits_from(self.end.saturating_sub(first)))
+    }
+}
+
+/// The bits of a word from bit `first` on.
+#[inline]
+const fn bits_from(first: u64) -> u64 {
+    if first < 64 { u64::MAX << first } else { 0 }
 }
 
 /// Ranges in ascending order that do not overlap; adjacent and empty ones are fine. A binary search per call.
@@ -129,8 +129,8 @@ impl PageSet for [u64] {
     }
 
     #[inline]
-    fn word(&self, index: u64) -> u64 {
-        usize::try_from(index).ok().and_then(|index| self.get(index)).copied().unwrap_or(0)
+    fn word(&self, index: u64) -> Option<u64> {
+        Some(usize::try_from(index).ok().and_then(|index| self.get(index)).copied().unwrap_or(0))
     }
 }
 
@@ -175,8 +175,8 @@ impl<A: PageSet, B: PageSet> PageSet for Union<A, B> {
         }
     }
 
-    fn word(&self, index: u64) -> u64 {
-        self.0.word(index) | self.1.word(index)
+    fn word(&self, index: u64) -> Option<u64> {
+        Some(self.0.word(index)? | self.1.word(index)?)
     }
 }
 
@@ -199,8 +199,8 @@ impl<A: PageSet, B: PageSet> PageSet for Minus<A, B> {
         }
     }
 
-    fn word(&self, index: u64) -> u64 {
-        self.0.word(index) & !self.1.word(index)
+    fn word(&self, index: u64) -> Option<u64> {
+        Some(self.0.word(index)? & !self.1.word(index)?)
     }
 }
 
@@ -232,14 +232,8 @@ impl<A: PageSet, B: PageSet> PageSet for Splice<A, B> {
         Some(left.start..right.map_or(self.at, |run| run.end))
     }
 
-    fn word(&self, index: u64) -> u64 {
-        match self.at.saturating_sub(index.saturating_mul(64)) {
-            0 => self.right.word(index),
-            left @ 1..64 => {
-                let left_bits = !(u64::MAX << left);
-                self.left.word(index) & left_bits | self.right.word(index) & !left_bits
-            }
-            _ => self.left.word(index),
-        }
+    fn word(&self, index: u64) -> Option<u64> {
+        let right = bits_from(self.at.saturating_sub(index.saturating_mul(64)));
+        Some(self.left.word(index)? & !right | self.right.word(index)? & right)
     }
 }

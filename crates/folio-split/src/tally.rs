@@ -48,7 +48,8 @@ impl<'a> Tally<'a> {
     pub(crate) fn count<S: PageSet + ?Sized>(mut self, small: &S, first: u64) {
         let end = first.saturating_add(self.order.pages());
         let (mut at, mut previous) = (first, None);
-        let dense = self.smallest.raw() < WORD && self.order.raw() >= LINE;
+        let dense =
+            self.smallest.raw() < WORD && self.order.raw() >= LINE && small.word(first >> WORD).is_some();
         let mut few = FEW;
         while let Some(run) = run_from(small, at).filter(|run| run.start < end) {
             few = few.saturating_sub(1);
@@ -74,7 +75,7 @@ impl<'a> Tally<'a> {
         while at < end {
             let mut line = [0; WORDS];
             for (index, word) in (at << (LINE - WORD)..).zip(&mut line) {
-                *word = small.word(index);
+                *word = small.word(index).unwrap_or(0);
             }
             let (some, all) = line.iter().fold((0, u64::MAX), |(some, all), &word| (some | word, all & word));
             let mut last = at;
