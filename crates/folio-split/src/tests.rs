@@ -394,6 +394,27 @@ fn the_published_table() {
     }
 }
 
+/// What lib/xarray.c allows in one call.
+#[test]
+fn legal_steps_of_the_index() {
+    let order = |raw| Order::new(raw).unwrap();
+    let index = XArray::LINUX;
+    let mut steps = vec![18];
+    while let Some(next) = index.next_step(order(*steps.last().unwrap())) {
+        steps.push(next.raw());
+    }
+    assert_eq!(steps, [18, 17, 12, 11, 6, 5, 0]);
+    assert_eq!([0, 5, 6, 9, 17, 18].map(|o| index.slots(order(o))), [1, 32, 1, 8, 32, 1]);
+    assert_eq!(index.split_nodes(order(18), order(0)), None);
+    assert_eq!(index.split_nodes(order(18), order(9)), None);
+    assert_eq!(index.split_nodes(order(18), order(12)), Some(1));
+    assert_eq!(index.split_nodes(order(11), order(0)), Some(32));
+    assert_eq!(index.split_nodes(order(9), order(0)), Some(8));
+    assert_eq!(index.split_nodes(order(9), order(9)), None);
+    assert_eq!(index.chain_nodes(order(9), order(0)), 1);
+    assert_eq!(index.chain_nodes(order(18), order(0)), 3);
+}
+
 #[test]
 fn blocks_of_other_orders() {
     let one = |order: u8, orders| FolioLayout::new(block(order), orders, 5..6).counts();
