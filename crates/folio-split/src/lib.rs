@@ -41,6 +41,7 @@
 //! # Policies
 //!
 //! * Each shared page single: the set is the shared pages. Poisoned pages: [`Union`] with them.
+//! * Shared runs keep the order of the blocks that lie wholly inside them: [`Large`].
 //! * Merge lazily: leave pages in the set that need not be there any more.
 //! * No private piece below an order: [`OrderSet::at_least`].
 //!
@@ -80,5 +81,5 @@ pub use counts::LayoutCounts;
 pub use index::{FlatArray, IndexDelta, IndexModel, XArray};
 pub use layout::{FolioLayout, Folios};
 pub use order::{Order, OrderSet, OrderSetError, Orders};
-pub use pages::{Empty, Minus, PageSet, Splice, Union};
+pub use pages::{Empty, Large, Minus, PageSet, Splice, Union};
 pub use transition::{Change, Changes, Transition, TransitionCounts};

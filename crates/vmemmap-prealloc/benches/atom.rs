@@ -1,5 +1,10 @@
 //! What a plan and an atom cost on the model host. Run with `cargo bench -p vmemmap-prealloc`; nothing is asserted.
-#![expect(clippy::unwrap_used, reason = "a program of its own")]
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::single_range_in_vec_init,
+    clippy::unwrap_used,
+    reason = "a program of its own"
+)]
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -35,15 +40,14 @@ fn main() {
                 reserve(&needs.frames(), block.base().hpa(), &source, &mut store).unwrap();
                 let mut nodes = Default::default();
                 host.reserve_nodes(&mut nodes, block, t.index_delta(host.index()).needed).unwrap();
-                let parts = (&host, &host);
                 let start = Instant::now();
-                let _ = split_atom(parts, &t, block, 1, &mut nodes, &mut store, &source).unwrap();
+                let _ = split_atom(&host, &host, &t, block, 1, &mut nodes, &mut store).unwrap();
                 let split = start.elapsed();
                 let start = Instant::now();
                 host.check(&t.to_layout()).unwrap();
                 let check = start.elapsed();
                 let start = Instant::now();
-                let _ = merge_atom(parts, &t.reversed(), block, 1, &source).unwrap();
+                let _ = merge_atom(&host, &host, &t.reversed(), block, 1, &source).unwrap();
                 let merge = start.elapsed();
                 host.release_nodes(nodes);
                 for (best, now) in best.iter_mut().zip([split, merge, check]) {

@@ -121,7 +121,7 @@ where
 /// # Errors
 ///
 /// [`ApplyError::NotASplit`], [`ApplyError::Short`], [`ApplyError::NoTemplate`]: nothing has changed.
-/// [`ApplyError::BrokenStore`]: nothing has changed, but flush and release before thawing.
+/// [`ApplyError::BrokenStore`]: the same `struct page`s are mapped as before, but flush before thawing.
 pub fn apply_split<V, A, B>(
     backend: &V,
     transition: &Transition<A, B>,
