@@ -63,6 +63,26 @@ impl Classify for AtomError {
 
 /// Splits one folio of `transition`, `whole`, as in the table above.
 ///
+/// ```
+/// use folio_split::{Empty, NoFolios, Order, OrderSet, Pfn, PfnBlock, Transition};
+/// use sept_core::{Frame, FrameKind, FrameStore};
+/// use vmemmap_prealloc::{NoVmemmap, split_atom};
+///
+/// /// A host without folios and vmemmap reserves nothing.
+/// struct Nothing;
+/// impl FrameStore for Nothing {
+///     fn put(&mut self, _: FrameKind, frame: Frame) -> Result<(), Frame> { Err(frame) }
+///     fn get(&mut self, _: FrameKind) -> Option<Frame> { None }
+///     fn count(&self, _: FrameKind) -> u32 { 0 }
+/// }
+///
+/// let block = PfnBlock::new(Pfn::new(0).unwrap(), Order::HUGE_1G).unwrap();
+/// let share = Transition::new(block, OrderSet::HUGETLB, Empty, 0..1);
+/// let done = split_atom(&NoFolios::new(), &NoVmemmap::new(), &share, block, 1, &mut (), &mut Nothing)?;
+/// assert_eq!(done.flushes, 0);
+/// # Ok::<(), vmemmap_prealloc::AtomError>(())
+/// ```
+///
 /// # Errors
 ///
 /// [`AtomError::Pinned`] with the first page somebody holds, or what the transition, the reservation or the zone

@@ -43,6 +43,7 @@ mod commit;
 mod geometry;
 mod needs;
 mod register;
+mod walk;
 
 #[cfg(feature = "test-util")]
 pub mod model;
