@@ -140,16 +140,16 @@ pub(crate) fn relay<P: Platform>(
     let piece = at..chunk_end(at).min(target.window.end);
     target.window = piece.clone();
     let transition = target.transition();
-    let backends = (platform.folios(), platform.vmemmap());
+    let (folios, vmemmap) = (platform.folios(), platform.vmemmap());
     for change in transition.changes(piece.clone()) {
         match change {
             Change::Split(whole) => {
-                let atom = split_atom(backends, &transition, whole, FREEZE_TRIES, nodes, store, to)?;
+                let atom = split_atom(folios, vmemmap, &transition, whole, FREEZE_TRIES, nodes, store)?;
                 done.add(&atom);
                 done.splits = done.splits.saturating_add(1);
             }
             Change::Merge(whole) => {
-                match merge_atom(backends, &transition, whole, FREEZE_TRIES, to) {
+                match merge_atom(folios, vmemmap, &transition, whole, FREEZE_TRIES, to) {
                     Ok(atom) => done.add(&atom),
                     Err(AtomError::Pinned(_)) => return Ok(done),
                     Err(error) => return Err(error),
