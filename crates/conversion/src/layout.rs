@@ -8,10 +8,12 @@
 //! touches a 1 GiB folio splits it to 2 MiB, each splits at most one 2 MiB folio to pages. After each atom the
 //! platform's set says how far it came, so that a change can stop between any two and go on later.
 
-use crate::{Block, Needs, Operation, Pages, PlanError, Platform, Request, TeeError, platform::SetOf};
+use crate::{Block, Needs, Operation, Pages, PlanError, Platform, Request, Tee, TeeError, platform::SetOf};
 use core::ops::Range;
-use folio_split::{Change, FolioBackend, Minus, PageSet, Pfn, Transition, Union};
-use sept_core::{FrameKind, FrameNeeds, FrameSource, Gpa, Level};
+use folio_split::{
+    Change, FolioBackend, FolioLayout, Minus, Order, PageSet, Pfn, PfnBlock, Transition, Union,
+};
+use sept_core::{Entry, FrameKind, FrameNeeds, FrameSource, Gpa, GpaEntry, Level};
 use vmemmap_prealloc::{AtomDone, AtomError, VmemmapNeeds, merge_atom, split_atom};
 
 /// Attempts to freeze one folio before its reference counts as a pin.
@@ -134,25 +136,28 @@ pub(crate) fn relay<P: Platform>(
     at: u64,
     (store, nodes): (&mut P::Store, &mut <P::Folios as FolioBackend>::Nodes),
     to: &dyn FrameSource,
-) -> Result<Relaid, AtomError> {
+) -> Result<Relaid, RelayError<TeeError<P>>> {
     let mut done = Relaid::default();
     let mut target = Target::new(platform, block, request);
     let piece = at..chunk_end(at).min(target.window.end);
     target.window = piece.clone();
     let transition = target.transition();
-    let backends = (platform.folios(), platform.vmemmap());
+    let (folios, vmemmap) = (platform.folios(), platform.vmemmap());
     for change in transition.changes(piece.clone()) {
         match change {
             Change::Split(whole) => {
-                let atom = split_atom(backends, &transition, whole, FREEZE_TRIES, nodes, store, to)?;
+                if let Some((at, order)) = larger_leaf(platform, &block, whole, &transition.to_layout())? {
+                    return Err(RelayError::LargerLeaf { at, order });
+                }
+                let atom = split_atom(folios, vmemmap, &transition, whole, FREEZE_TRIES, nodes, store)?;
                 done.add(&atom);
                 done.splits = done.splits.saturating_add(1);
             }
             Change::Merge(whole) => {
-                match merge_atom(backends, &transition, whole, FREEZE_TRIES, to) {
+                match merge_atom(folios, vmemmap, &transition, whole, FREEZE_TRIES, to) {
                     Ok(atom) => done.add(&atom),
                     Err(AtomError::Pinned(_)) => return Ok(done),
-                    Err(error) => return Err(error),
+                    Err(error) => return Err(error.into()),
                 }
                 done.merges = done.merges.saturating_add(1);
             }
@@ -160,6 +165,44 @@ pub(crate) fn relay<P: Platform>(
     }
     record(platform, &block, piece, &target);
     Ok(done)
+}
+
+/// Why a layout was not changed.
+#[derive(Debug)]
+pub(crate) enum RelayError<E> {
+    Tee(E),
+    LargerLeaf { at: GpaEntry, order: Order },
+    Atom(AtomError),
+}
+
+impl<E> From<AtomError> for RelayError<E> {
+    fn from(error: AtomError) -> Self {
+        Self::Atom(error)
+    }
+}
+
+/// A leaf in `whole` that the guest can reach and that `layout` has no folio for: the witness that splitting `whole`
+/// keeps I1 is that there is none. At most one walk for each 2 MiB.
+fn larger_leaf<P: Platform, S: PageSet>(
+    platform: &P,
+    block: &Block,
+    whole: PfnBlock,
+    layout: &FolioLayout<S>,
+) -> Result<Option<(GpaEntry, Order)>, RelayError<TeeError<P>>> {
+    let first = whole.base().raw().saturating_sub(block.pfn().base().raw());
+    let mut page = first;
+    while whole.order().raw() >= Level::L2M.order() && page < first.saturating_add(whole.pages()) {
+        let gpa = Gpa::truncate(block.gpa().raw().saturating_add(page << Level::L4K.shift()));
+        let found = platform.tee().lookup(gpa).map_err(RelayError::Tee)?;
+        if let (Entry::Leaf { blocked: None, .. }, false) = (found.entry, found.hidden) {
+            let order = layout.folio_at(page).order();
+            if found.at.level().order() > order.raw() {
+                return Ok(Some((found.at, order)));
+            }
+        }
+        page = page.saturating_add(found.at.level().max(Level::L2M).pages());
+    }
+    Ok(None)
 }
 
 /// First page after the 2 MiB of the block that page `at` lies in.

@@ -16,7 +16,7 @@ mod tee;
 pub use commit::{Bound, Commit, CommitError, Outcome, PastNoReturn, Receipt, Refusal, Step};
 pub use observe::{Event, Observer};
 pub use plan::{Plan, PlanError};
-pub use platform::{Block, Pages, Platform, Visibility};
+pub use platform::{Block, Pages, Platform, Scope, Visibility};
 pub use promote::Promotion;
 pub use request::{Needs, Operation, Request};
 pub use reserve::{RefitError, Reservation, ReserveError};

@@ -31,6 +31,16 @@ pub enum Pages {
     Poisoned,
 }
 
+/// What a claim keeps others out of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(clippy::exhaustive_enums, reason = "a platform distinguishes exactly these two")]
+pub enum Scope {
+    /// A conversion: alone in every block of the range, and no fault is served in the range itself.
+    Blocks,
+    /// A fault: nobody converts or serves a fault in the range. Elsewhere in the block a conversion may go on.
+    Range,
+}
+
 /// A physically contiguous block of the provider, and where the guest sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Block {
@@ -157,8 +167,11 @@ pub trait Platform {
     /// `page` is the frame, if the TEE held it.
     fn poison(&self, gpa: Gpa, page: Option<Frame<Tainted>>);
 
-    /// Claims the blocks of `range`; `None` while somebody else converts in one of them.
-    fn claim(&self, range: GpaRange) -> Option<Self::Claim>;
+    /// Claims `range`, made of whole 2 MiB; `None` while a claim of somebody else is in the way.
+    ///
+    /// Two claims are in each other's way if their ranges overlap, or if both are for [`Scope::Blocks`] and touch the
+    /// same block. So a fault outside the range of a conversion never waits for it.
+    fn claim(&self, range: GpaRange, scope: Scope) -> Option<Self::Claim>;
 
     /// Ends a claim.
     fn release(&self, claim: Self::Claim);

@@ -47,6 +47,11 @@ impl Request {
     pub const fn new(range: GpaRange, operation: Operation) -> Self {
         Self { range, operation }
     }
+
+    /// Whether it only maps what is private already, as a fault does.
+    pub(crate) const fn is_fault(&self) -> bool {
+        matches!(self.operation, Operation::Populate { .. } | Operation::Prepare)
+    }
 }
 
 impl fmt::Display for Request {

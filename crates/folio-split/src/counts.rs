@@ -1,12 +1,17 @@
 //! Exact numbers of a layout, in closed form.
 //!
-//! Let m_o be the number of aligned order-o blocks that contain a small page. For a run `[a, b)` it is
+//! Let m_o be the number of aligned order-o blocks that contain a small page (or, where runs may stay large, an edge of
+//! such a run). For a run `[a, b)` it is
 //! `((b - 1) >> o) - (a >> o) + 1`; blocks that two runs share are counted once. With the member orders
 //! `l0 > l1 > ... > 0` of a block of order n, `m_l * 2^(l - l')` regions of the next lower member l' come from
 //! blocks of order l that could not stay whole, and `m_l'` of those are divided further. Everything a layout costs
 //! follows from the m of its member orders.
 
-use crate::{Order, OrderSet, PageSet, tally::Tally};
+use crate::{
+    Order, OrderSet, PageSet,
+    pages::edge_from,
+    tally::{Tally, mixed},
+};
 
 /// Exact numbers of one layout.
 ///
@@ -30,7 +35,15 @@ impl LayoutCounts {
     /// Counts the block of `order` that begins at page `first` of `small`, a multiple of its size.
     pub(crate) fn of<S: PageSet + ?Sized>(order: Order, orders: OrderSet, small: &S, first: u64) -> Self {
         let mut counts = Self::undivided(order, orders);
-        if let Some(smallest) = counts.orders.smallest_large() {
+        let Some(smallest) = counts.orders.smallest_large() else { return counts };
+        let end = first.saturating_add(order.pages());
+        if edge_from(small, first.saturating_add(1)).is_some_and(|edge| edge < end) {
+            for order in counts.orders.iter().skip(1) {
+                if let Some(touched) = counts.touched.get_mut(order.index()) {
+                    *touched = mixed(order, small, first, end);
+                }
+            }
+        } else {
             Tally::new(order, smallest, &mut counts.touched).count(small, first);
         }
         counts

@@ -74,6 +74,58 @@ impl XArray {
     }
 }
 
+impl XArray {
+    /// Slots that an entry of `order` takes in its node, the first of them with the entry itself.
+    #[must_use]
+    pub const fn slots(&self, order: Order) -> u64 {
+        match order.raw().checked_rem(self.chunk.raw()) {
+            Some(rest) => 1 << rest,
+            None => 1,
+        }
+    }
+
+    /// Nodes that Linux `xas_split_alloc` takes to split an entry of `from` evenly into entries of `to`; `None` where
+    /// it refuses: it expands each slot of an entry by one node at most, so 18 to 0 and 18 to 9 are refused, 18 to 12
+    /// is not.
+    #[must_use]
+    pub const fn split_nodes(&self, from: Order, to: Order) -> Option<u64> {
+        if to.raw() >= from.raw() {
+            return None;
+        }
+        let (from_level, to_level) = (self.level(from), self.level(to));
+        match from_level.saturating_sub(to_level) {
+            0 => Some(0),
+            1 => Some(self.slots(from)),
+            _ => None,
+        }
+    }
+
+    /// The smallest order that Linux `xas_try_split` reaches in one step from `from`, with one node at most; the
+    /// steps from 18 are 17, 12, 11, 6, 5, 0. `None` for order 0.
+    #[must_use]
+    pub const fn next_step(&self, from: Order) -> Option<Order> {
+        match (from.raw().checked_sub(1), from.raw().checked_rem(self.chunk.raw())) {
+            (Some(below), None | Some(0)) => Order::new(below),
+            (Some(_), Some(rest)) => Order::new(from.raw().saturating_sub(rest)),
+            (None, _) => None,
+        }
+    }
+
+    /// Nodes of the way from one entry of `from` to the one of `to` around a single page, step by step.
+    #[must_use]
+    pub const fn chain_nodes(&self, from: Order, to: Order) -> u64 {
+        self.level(from).saturating_sub(self.level(to)) as u64
+    }
+
+    /// How many nodes are below the slots of an entry of `order` at most.
+    const fn level(&self, order: Order) -> u8 {
+        match order.raw().checked_div(self.chunk.raw()) {
+            Some(level) => level,
+            None => 0,
+        }
+    }
+}
+
 impl IndexModel for XArray {
     fn nodes(&self, layout: &LayoutCounts) -> u64 {
         let step = usize::from(self.chunk.raw().max(1));

@@ -1,6 +1,9 @@
 //! The canonical coarsest layout of a block.
 
-use crate::{LayoutCounts, Order, OrderSet, PageSet, PfnBlock, pages::run_from};
+use crate::{
+    LayoutCounts, Order, OrderSet, PageSet, PfnBlock,
+    pages::{edge_from, run_from},
+};
 use core::ops::Range;
 
 /// How a block is divided into folios: the coarsest way in which every page of a set is a folio of its own.
@@ -80,6 +83,8 @@ impl<S: PageSet> FolioLayout<S> {
         // The last run seen: no member lies in `known` outside of it.
         let mut known = 0..0;
         let mut run = None;
+        // The first edge after the start of the block looked at, once it was asked for.
+        let mut edge = 0;
         for order in self.orders.iter().rev() {
             let start = page & !order.mask();
             let end = start | order.mask();
@@ -87,7 +92,10 @@ impl<S: PageSet> FolioLayout<S> {
                 run = self.run_from(start);
                 known = start..run.as_ref().map_or(u64::MAX, |run: &Range<u64>| run.end);
             }
-            if order == Order::PAGE || run.as_ref().is_none_or(|run| run.start > end) {
+            if edge <= start {
+                edge = self.edge_after(start);
+            }
+            if order == Order::PAGE || edge > end && run.as_ref().is_none_or(|run| run.start > end) {
                 return self.block.part_at(page, order);
             }
         }
@@ -103,7 +111,7 @@ impl<S: PageSet> FolioLayout<S> {
     pub fn into_folios(self, from: u64) -> Folios<S> {
         let next =
             if from < self.block.pages() { self.offset_of(self.folio_at(from)) } else { self.block.pages() };
-        Folios { layout: self, next, run: 0..0 }
+        Folios { layout: self, next, run: 0..0, edge: 0 }
     }
 
     /// Exact numbers of this layout, in one pass over the runs of the set.
@@ -132,6 +140,13 @@ impl<S: PageSet> FolioLayout<S> {
         Some(run.start.saturating_sub(self.first)..run.end.saturating_sub(self.first))
     }
 
+    /// The first page after page `at` that may not share a folio with the page before it; far away if there is none.
+    #[inline]
+    fn edge_after(&self, at: u64) -> u64 {
+        let edge = edge_from(&self.small, self.first.saturating_add(at).saturating_add(1));
+        edge.map_or(u64::MAX, |edge| edge.saturating_sub(self.first))
+    }
+
     /// Where a folio of this block begins.
     const fn offset_of(&self, folio: PfnBlock) -> u64 {
         folio.base().raw() & self.block.order().mask()
@@ -146,6 +161,8 @@ pub struct Folios<S> {
     next: u64,
     /// A run that ends after `next`, the first such one; or one that has been passed.
     run: Range<u64>,
+    /// The first edge after `next`; or one that has been passed.
+    edge: u64,
 }
 
 impl<S: PageSet> Iterator for Folios<S> {
@@ -160,8 +177,11 @@ impl<S: PageSet> Iterator for Folios<S> {
         if at >= self.run.end {
             self.run = self.layout.run_from(at).unwrap_or(u64::MAX - 1..u64::MAX);
         }
-        // A folio begins at `at`: the largest member order that is aligned here and ends before the run.
-        let room = self.run.start.saturating_sub(at);
+        if at >= self.edge {
+            self.edge = self.layout.edge_after(at);
+        }
+        // A folio begins at `at`: the largest member order that is aligned here and ends before the run and the edge.
+        let room = self.run.start.min(self.edge).saturating_sub(at);
         let aligned = at.trailing_zeros().min(63);
         let free = 63_u32.saturating_sub(room.max(1).leading_zeros());
         let [limit, ..] = aligned.min(free).to_le_bytes();

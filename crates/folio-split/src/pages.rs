@@ -15,25 +15,29 @@ pub trait PageSet {
     /// after it is no member. `None` if no member follows.
     fn next_run(&self, from: u64) -> Option<Range<u64>>;
 
-    /// The members among the 64 pages from `64 * index`, lowest page in bit 0.
+    /// The first run at or after `from` of pages that may share folios with each other, but with no other pages.
     ///
-    /// Counting reads short runs a word at a time. The default asks for the runs; a set that has words gives them.
-    fn word(&self, index: u64) -> u64 {
-        let start = index.saturating_mul(64);
-        let mut members = 0;
-        let mut from = start;
-        // At most 32 runs fit in a word.
-        for _ in 0..32 {
-            let Some(run) = run_from(self, from) else { break };
-            let first = run.start.saturating_sub(start);
-            if first > 63 {
-                break;
-            }
-            let end = run.end.saturating_sub(start);
-            members |= if end > 63 { u64::MAX << first } else { (u64::MAX << first) & !(u64::MAX << end) };
-            from = run.end;
-        }
-        members
+    /// They need not be single pages: this is the policy that keeps the order of aligned runs, see [`Large`]. Most
+    /// sets have none.
+    fn next_large(&self, from: u64) -> Option<Range<u64>> {
+        let _ = from;
+        None
+    }
+
+    /// The first page at or after `from` that may not share a folio with the page before it, because one of the two
+    /// is in a run of [`PageSet::next_large`] and the other is not in the same.
+    fn next_edge(&self, from: u64) -> Option<u64> {
+        let run = large_from(self, from.saturating_sub(1))?;
+        Some(if run.start >= from { run.start } else { run.end })
+    }
+
+    /// The members among the 64 pages from `64 * index`, lowest page in bit 0, if the set can tell them at once.
+    ///
+    /// Where runs are many, counting asks for words. The default, `None`, is right for a set that is kept as runs; a
+    /// set that answers once always answers.
+    fn word(&self, index: u64) -> Option<u64> {
+        let _ = index;
+        None
     }
 }
 
@@ -45,16 +49,43 @@ pub(crate) fn run_from<S: PageSet + ?Sized>(set: &S, from: u64) -> Option<Range<
     (start < run.end).then_some(start..run.end)
 }
 
-/// The first page at or after `from` that is a member of one set and not of the other.
+/// [`PageSet::next_large`] with its contract enforced as far as progress needs it.
+#[inline]
+pub(crate) fn large_from<S: PageSet + ?Sized>(set: &S, from: u64) -> Option<Range<u64>> {
+    let run = set.next_large(from)?;
+    let start = run.start.max(from);
+    (start < run.end).then_some(start..run.end)
+}
+
+/// [`PageSet::next_edge`] with its contract enforced as far as progress needs it.
+#[inline]
+pub(crate) fn edge_from<S: PageSet + ?Sized>(set: &S, from: u64) -> Option<u64> {
+    set.next_edge(from).filter(|&edge| edge >= from)
+}
+
+/// The first page at or after `from` that is a member of one set and not of the other, in either sense.
 pub(crate) fn next_difference<A, B>(a: &A, b: &B, from: u64) -> Option<u64>
 where
     A: PageSet + ?Sized,
     B: PageSet + ?Sized,
 {
+    let small = difference(|at| run_from(a, at), |at| run_from(b, at), from);
+    match (small, difference(|at| large_from(a, at), |at| large_from(b, at), from)) {
+        (Some(small), Some(large)) => Some(small.min(large)),
+        (some, None) | (None, some) => some,
+    }
+}
+
+/// Where two sets of runs differ first.
+fn difference(
+    a: impl Fn(u64) -> Option<Range<u64>>,
+    b: impl Fn(u64) -> Option<Range<u64>>,
+    from: u64,
+) -> Option<u64> {
     let mut at = from;
     // Ends with the runs: `at` grows each time round.
     loop {
-        match (run_from(a, at), run_from(b, at)) {
+        match (a(at), b(at)) {
             (None, None) => return None,
             (Some(run), None) | (None, Some(run)) => return Some(run.start),
             (Some(a), Some(b)) if a.start != b.start => return Some(a.start.min(b.start)),
@@ -70,8 +101,16 @@ impl<T: PageSet + ?Sized> PageSet for &T {
         (**self).next_run(from)
     }
 
+    fn next_large(&self, from: u64) -> Option<Range<u64>> {
+        (**self).next_large(from)
+    }
+
+    fn next_edge(&self, from: u64) -> Option<u64> {
+        (**self).next_edge(from)
+    }
+
     #[inline]
-    fn word(&self, index: u64) -> u64 {
+    fn word(&self, index: u64) -> Option<u64> {
         (**self).word(index)
     }
 }
@@ -86,8 +125,8 @@ impl PageSet for Empty {
         None
     }
 
-    fn word(&self, _index: u64) -> u64 {
-        0
+    fn word(&self, _index: u64) -> Option<u64> {
+        Some(0)
     }
 }
 
@@ -98,6 +137,18 @@ impl PageSet for Range<u64> {
         let start = self.start.max(from);
         (start < self.end).then_some(start..self.end)
     }
+
+    #[inline]
+    fn word(&self, index: u64) -> Option<u64> {
+        let first = index.saturating_mul(64);
+        Some(bits_from(self.start.saturating_sub(first)) & !bits_from(self.end.saturating_sub(first)))
+    }
+}
+
+/// The bits of a word from bit `first` on.
+#[inline]
+const fn bits_from(first: u64) -> u64 {
+    if first < 64 { u64::MAX << first } else { 0 }
 }
 
 /// Ranges in ascending order that do not overlap; adjacent and empty ones are fine. A binary search per call.
@@ -129,8 +180,8 @@ impl PageSet for [u64] {
     }
 
     #[inline]
-    fn word(&self, index: u64) -> u64 {
-        usize::try_from(index).ok().and_then(|index| self.get(index)).copied().unwrap_or(0)
+    fn word(&self, index: u64) -> Option<u64> {
+        Some(usize::try_from(index).ok().and_then(|index| self.get(index)).copied().unwrap_or(0))
     }
 }
 
@@ -155,28 +206,40 @@ fn find(words: &[u64], from: u64, flip: u64) -> Option<u64> {
 #[expect(clippy::exhaustive_structs, reason = "a union is its two sets")]
 pub struct Union<A, B>(pub A, pub B);
 
-impl<A: PageSet, B: PageSet> PageSet for Union<A, B> {
-    fn next_run(&self, from: u64) -> Option<Range<u64>> {
-        let (start, mut end) = match (run_from(&self.0, from), run_from(&self.1, from)) {
-            (None, None) => return None,
-            (Some(run), None) | (None, Some(run)) => return Some(run),
-            (Some(a), Some(b)) if a.end < b.start => return Some(a),
-            (Some(a), Some(b)) if b.end < a.start => return Some(b),
-            (Some(a), Some(b)) => (a.start.min(b.start), a.end.max(b.end)),
-        };
-        // Runs that touch go on as one. Ends with the runs: `end` grows each time round.
-        loop {
-            let a = run_from(&self.0, end).filter(|run| run.start == end);
-            let b = run_from(&self.1, end).filter(|run| run.start == end);
-            match a.map_or(end, |run| run.end).max(b.map_or(end, |run| run.end)) {
-                same if same == end => return Some(start..end),
-                further => end = further,
-            }
+/// The runs of both.
+fn union(
+    a: impl Fn(u64) -> Option<Range<u64>>,
+    b: impl Fn(u64) -> Option<Range<u64>>,
+    from: u64,
+) -> Option<Range<u64>> {
+    let (start, mut end) = match (a(from), b(from)) {
+        (None, None) => return None,
+        (Some(run), None) | (None, Some(run)) => return Some(run),
+        (Some(a), Some(b)) if a.end < b.start => return Some(a),
+        (Some(a), Some(b)) if b.end < a.start => return Some(b),
+        (Some(a), Some(b)) => (a.start.min(b.start), a.end.max(b.end)),
+    };
+    // Runs that touch go on as one. Ends with the runs: `end` grows each time round.
+    loop {
+        let on = |run: Option<Range<u64>>| run.filter(|run| run.start == end).map_or(end, |run| run.end);
+        match on(a(end)).max(on(b(end))) {
+            same if same == end => return Some(start..end),
+            further => end = further,
         }
     }
+}
 
-    fn word(&self, index: u64) -> u64 {
-        self.0.word(index) | self.1.word(index)
+impl<A: PageSet, B: PageSet> PageSet for Union<A, B> {
+    fn next_run(&self, from: u64) -> Option<Range<u64>> {
+        union(|at| run_from(&self.0, at), |at| run_from(&self.1, at), from)
+    }
+
+    fn next_large(&self, from: u64) -> Option<Range<u64>> {
+        union(|at| large_from(&self.0, at), |at| large_from(&self.1, at), from)
+    }
+
+    fn word(&self, index: u64) -> Option<u64> {
+        Some(self.0.word(index)? | self.1.word(index)?)
     }
 }
 
@@ -185,22 +248,35 @@ impl<A: PageSet, B: PageSet> PageSet for Union<A, B> {
 #[expect(clippy::exhaustive_structs, reason = "a difference is its two sets")]
 pub struct Minus<A, B>(pub A, pub B);
 
-impl<A: PageSet, B: PageSet> PageSet for Minus<A, B> {
-    fn next_run(&self, from: u64) -> Option<Range<u64>> {
-        let mut at = from;
-        // Ends with the runs: `at` grows each time round.
-        loop {
-            let run = run_from(&self.0, at)?;
-            match run_from(&self.1, run.start) {
-                Some(hole) if hole.start == run.start => at = hole.end,
-                Some(hole) => return Some(run.start..run.end.min(hole.start)),
-                None => return Some(run),
-            }
+/// The runs of `a` without those of `b`.
+fn minus(
+    a: impl Fn(u64) -> Option<Range<u64>>,
+    b: impl Fn(u64) -> Option<Range<u64>>,
+    from: u64,
+) -> Option<Range<u64>> {
+    let mut at = from;
+    // Ends with the runs: `at` grows each time round.
+    loop {
+        let run = a(at)?;
+        match b(run.start) {
+            Some(hole) if hole.start == run.start => at = hole.end,
+            Some(hole) => return Some(run.start..run.end.min(hole.start)),
+            None => return Some(run),
         }
     }
+}
 
-    fn word(&self, index: u64) -> u64 {
-        self.0.word(index) & !self.1.word(index)
+impl<A: PageSet, B: PageSet> PageSet for Minus<A, B> {
+    fn next_run(&self, from: u64) -> Option<Range<u64>> {
+        minus(|at| run_from(&self.0, at), |at| run_from(&self.1, at), from)
+    }
+
+    fn next_large(&self, from: u64) -> Option<Range<u64>> {
+        minus(|at| large_from(&self.0, at), |at| large_from(&self.1, at), from)
+    }
+
+    fn word(&self, index: u64) -> Option<u64> {
+        Some(self.0.word(index)? & !self.1.word(index)?)
     }
 }
 
@@ -219,27 +295,87 @@ pub struct Splice<A, B> {
     pub at: u64,
 }
 
+/// The runs of `left` below `seam`, those of `right` from it on.
+fn splice(
+    left: impl Fn(u64) -> Option<Range<u64>>,
+    right: impl Fn(u64) -> Option<Range<u64>>,
+    seam: u64,
+    from: u64,
+) -> Option<Range<u64>> {
+    let run = if from < seam { left(from) } else { None };
+    let Some(run) = run.filter(|run| run.start < seam) else { return right(from.max(seam)) };
+    if run.end < seam {
+        return Some(run);
+    }
+    let rest = right(seam).filter(|rest| rest.start == seam);
+    Some(run.start..rest.map_or(seam, |rest| rest.end))
+}
+
 impl<A: PageSet, B: PageSet> PageSet for Splice<A, B> {
     fn next_run(&self, from: u64) -> Option<Range<u64>> {
-        let left = if from < self.at { run_from(&self.left, from) } else { None };
-        let Some(left) = left.filter(|run| run.start < self.at) else {
-            return run_from(&self.right, from.max(self.at));
-        };
-        if left.end < self.at {
-            return Some(left);
-        }
-        let right = run_from(&self.right, self.at).filter(|run| run.start == self.at);
-        Some(left.start..right.map_or(self.at, |run| run.end))
+        splice(|at| run_from(&self.left, at), |at| run_from(&self.right, at), self.at, from)
     }
 
-    fn word(&self, index: u64) -> u64 {
-        match self.at.saturating_sub(index.saturating_mul(64)) {
-            0 => self.right.word(index),
-            left @ 1..64 => {
-                let left_bits = !(u64::MAX << left);
-                self.left.word(index) & left_bits | self.right.word(index) & !left_bits
-            }
-            _ => self.left.word(index),
+    fn next_large(&self, from: u64) -> Option<Range<u64>> {
+        splice(|at| large_from(&self.left, at), |at| large_from(&self.right, at), self.at, from)
+    }
+
+    fn word(&self, index: u64) -> Option<u64> {
+        let right = bits_from(self.at.saturating_sub(index.saturating_mul(64)));
+        Some(self.left.word(index)? & !right | self.right.word(index)? & right)
+    }
+}
+
+/// Pages that need not be single, but must not share a folio with others: the policy for shared memory that keeps the
+/// order of aligned runs.
+///
+/// A block that lies wholly inside a run, or wholly outside of all, can be a folio. Needs a host whose references on
+/// shared memory may be per folio.
+///
+/// ```
+/// use folio_split::{FolioLayout, Large, Order, OrderSet, Pfn, PfnBlock, Union};
+/// let block = PfnBlock::new(Pfn::new(0).unwrap(), Order::HUGE_1G).unwrap();
+/// // Two whole 2 MiB blocks are shared, and one page elsewhere is broken.
+/// let layout = FolioLayout::new(block, OrderSet::HUGETLB, Union(Large(512..1536), 9999..10_000));
+/// assert_eq!(layout.folio_at(600).order(), Order::HUGE_2M);
+/// assert_eq!(layout.folio_at(9999).order(), Order::PAGE);
+/// assert_eq!(layout.counts().folios(), 1023);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[expect(clippy::exhaustive_structs, reason = "a policy for a set")]
+pub struct Large<S>(pub S);
+
+impl<S: PageSet> PageSet for Large<S> {
+    fn next_run(&self, _from: u64) -> Option<Range<u64>> {
+        None
+    }
+
+    fn next_large(&self, from: u64) -> Option<Range<u64>> {
+        self.0.next_run(from)
+    }
+
+    fn word(&self, _index: u64) -> Option<u64> {
+        Some(0)
+    }
+}
+
+/// What keeps pages apart in either set: its layout is the coarsest that refines both layouts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Both<A, B>(pub(crate) A, pub(crate) B);
+
+impl<A: PageSet, B: PageSet> PageSet for Both<A, B> {
+    fn next_run(&self, from: u64) -> Option<Range<u64>> {
+        union(|at| run_from(&self.0, at), |at| run_from(&self.1, at), from)
+    }
+
+    fn next_edge(&self, from: u64) -> Option<u64> {
+        match (edge_from(&self.0, from), edge_from(&self.1, from)) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (some, None) | (None, some) => some,
         }
+    }
+
+    fn word(&self, index: u64) -> Option<u64> {
+        Some(self.0.word(index)? | self.1.word(index)?)
     }
 }

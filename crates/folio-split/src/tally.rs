@@ -8,7 +8,10 @@
 //! counted by folding the word over itself, order 6 to 8 likewise from the words that are not empty, and from order 9
 //! on a line is what a page was above.
 
-use crate::{Order, PageSet, pages::run_from};
+use crate::{
+    Order, PageSet,
+    pages::{edge_from, run_from},
+};
 
 /// Pages in a word, as a power of two.
 const WORD: u8 = 6;
@@ -48,7 +51,8 @@ impl<'a> Tally<'a> {
     pub(crate) fn count<S: PageSet + ?Sized>(mut self, small: &S, first: u64) {
         let end = first.saturating_add(self.order.pages());
         let (mut at, mut previous) = (first, None);
-        let dense = self.smallest.raw() < WORD && self.order.raw() >= LINE;
+        let dense =
+            self.smallest.raw() < WORD && self.order.raw() >= LINE && small.word(first >> WORD).is_some();
         let mut few = FEW;
         while let Some(run) = run_from(small, at).filter(|run| run.start < end) {
             few = few.saturating_sub(1);
@@ -74,7 +78,7 @@ impl<'a> Tally<'a> {
         while at < end {
             let mut line = [0; WORDS];
             for (index, word) in (at << (LINE - WORD)..).zip(&mut line) {
-                *word = small.word(index);
+                *word = small.word(index).unwrap_or(0);
             }
             let (some, all) = line.iter().fold((0, u64::MAX), |(some, all), &word| (some | word, all & word));
             let mut last = at;
@@ -133,6 +137,42 @@ impl<'a> Tally<'a> {
         // Members of blocks that are skipped were not counted, and nobody asks.
         let [pages, ..] = self.touched;
         *pages = 0;
+    }
+}
+
+/// The number of aligned blocks of `order` in pages `first..end` that hold a member or are crossed by an edge.
+///
+/// For sets with edges, which are few: one look-up per block that counts.
+pub(crate) fn mixed<S: PageSet + ?Sized>(order: Order, small: &S, first: u64, end: u64) -> u64 {
+    let (mut at, mut blocks) = (first, 0_u64);
+    // Ends with the blocks: `at` grows each time round.
+    while at < end {
+        let run = run_from(small, at).filter(|run| run.start < end);
+        let edge = crossing(order, small, at).filter(|&edge| edge < end);
+        let (start, last) = match (run, edge) {
+            (Some(run), edge) if edge.is_none_or(|edge| run.start <= edge | order.mask()) => {
+                (run.start, run.end.min(end).saturating_sub(1))
+            }
+            (_, Some(edge)) => (edge, edge),
+            (_, None) => break,
+        };
+        let further = (last >> order.raw()).saturating_sub(start >> order.raw());
+        blocks = blocks.saturating_add(further).saturating_add(1);
+        at = (last | order.mask()).saturating_add(1);
+    }
+    blocks
+}
+
+/// The first edge at or after `at` that lies inside a block of `order`.
+fn crossing<S: PageSet + ?Sized>(order: Order, set: &S, at: u64) -> Option<u64> {
+    let mut at = at;
+    // Ends with the edges: `at` grows each time round.
+    loop {
+        let edge = edge_from(set, at)?;
+        if edge & order.mask() != 0 {
+            return Some(edge);
+        }
+        at = edge.saturating_add(1);
     }
 }
 

@@ -4,12 +4,12 @@
 //! other has in pieces: every difference is one split or one merge of one folio, independent of all others. They
 //! may be carried out in any order, and each undone by its opposite.
 //!
-//! The layout of the union of both page sets is the coarsest one that refines both. It is what exists between the
+//! The layout in which the pages of both sets are small is the coarsest one that refines both. It is what exists between the
 //! last split and the first merge, and its counts give what the splits take and the merges give back, exactly.
 
 use crate::{
     FolioLayout, Folios, IndexDelta, IndexModel, LayoutCounts, Order, OrderSet, PageSet, PfnBlock, Splice,
-    Union, pages::next_difference,
+    pages::{Both, large_from, next_difference, run_from},
 };
 use core::ops::Range;
 
@@ -151,18 +151,17 @@ impl<A: PageSet, B: PageSet> Transition<A, B> {
     #[must_use]
     pub fn counts(&self) -> TransitionCounts {
         let order = self.block.order();
-        let end = order.pages();
         let undivided = LayoutCounts::undivided(order, self.orders);
         // The first share and the last unshare of a block are the most frequent by far.
-        if self.from.next_run(0).is_none_or(|run| run.start >= end) {
+        if is_empty(&self.from, order) {
             let to = self.to_layout().counts();
             return TransitionCounts { from: undivided, to, between: to };
         }
         let from = self.from_layout().counts();
-        if self.to.next_run(0).is_none_or(|run| run.start >= end) {
+        if is_empty(&self.to, order) {
             return TransitionCounts { from, to: undivided, between: from };
         }
-        let between = FolioLayout::new(self.block, self.orders, Union(&self.from, &self.to)).counts();
+        let between = FolioLayout::new(self.block, self.orders, Both(&self.from, &self.to)).counts();
         TransitionCounts { from, to: self.to_layout().counts(), between }
     }
 
@@ -171,6 +170,12 @@ impl<A: PageSet, B: PageSet> Transition<A, B> {
     pub fn index_delta(&self, index: &dyn IndexModel) -> IndexDelta {
         self.counts().index_delta(index)
     }
+}
+
+/// Whether a set has no member, in either sense, in a block of `order`.
+fn is_empty<S: PageSet>(set: &S, order: Order) -> bool {
+    let outside = |run: Range<u64>| run.start >= order.pages();
+    run_from(set, 0).is_none_or(outside) && large_from(set, 0).is_none_or(outside)
 }
 
 /// Whether `whole` is a folio of `coarse` and in pieces in `fine`.

@@ -63,18 +63,40 @@ impl Classify for AtomError {
 
 /// Splits one folio of `transition`, `whole`, as in the table above.
 ///
+/// ```
+/// use folio_split::{Empty, NoFolios, Order, OrderSet, Pfn, PfnBlock, Transition};
+/// use sept_core::{Frame, FrameKind, FrameStore};
+/// use vmemmap_prealloc::{NoVmemmap, split_atom};
+///
+/// /// A host without folios and vmemmap reserves nothing.
+/// struct Nothing;
+/// impl FrameStore for Nothing {
+///     fn put(&mut self, _: FrameKind, frame: Frame) -> Result<(), Frame> { Err(frame) }
+///     fn get(&mut self, _: FrameKind) -> Option<Frame> { None }
+///     fn count(&self, _: FrameKind) -> u32 { 0 }
+/// }
+///
+/// let block = PfnBlock::new(Pfn::new(0).unwrap(), Order::HUGE_1G).unwrap();
+/// let share = Transition::new(block, OrderSet::HUGETLB, Empty, 0..1);
+/// let done = split_atom(&NoFolios::new(), &NoVmemmap::new(), &share, block, 1, &mut (), &mut Nothing)?;
+/// assert_eq!(done.flushes, 0);
+/// # Ok::<(), vmemmap_prealloc::AtomError>(())
+/// ```
+///
 /// # Errors
 ///
 /// [`AtomError::Pinned`] with the first page somebody holds, or what the transition, the reservation or the zone
-/// lacks. Folios, index and mappings are as before, and nothing was taken from `store` or `nodes`.
+/// lacks. Folios, index and mappings are as before, and nothing was taken from `store` or `nodes`; except that what a
+/// store gave that does not give all it counts ([`ApplyError::BrokenStore`]) waits for
+/// [`VmemmapBackend::release`] after another flush.
 pub fn split_atom<F, V, A, B>(
-    (folios, vmemmap): (&F, &V),
+    folios: &F,
+    vmemmap: &V,
     transition: &Transition<A, B>,
     whole: PfnBlock,
     tries: u32,
     nodes: &mut F::Nodes,
     store: &mut dyn FrameStore,
-    source: &dyn FrameSource,
 ) -> Result<AtomDone, AtomError>
 where
     F: FolioBackend + ?Sized,
@@ -88,20 +110,19 @@ where
     }
     let split = check_split(vmemmap, transition, whole, store)?;
     let mut frozen = folios.freeze(whole, tries)?;
-    let applied = match split.run(transition.split_pieces(whole), store) {
+    let applied = split.run(transition.split_pieces(whole), store);
+    let flushes = u32::from(!matches!(applied, Ok(applied) if applied.entry_writes() == 0));
+    if flushes > 0 {
+        // A split replaces no page; what a broken store gave waits for a later flush.
+        let _ = vmemmap.flush();
+    }
+    let applied = match applied {
         Ok(applied) => applied,
         Err(error) => {
-            let flushed = vmemmap.flush();
             folios.thaw(frozen);
-            vmemmap.release(transition.block(), &flushed, source);
             return Err(error.into());
         }
     };
-    let flushes = u32::from(applied.entry_writes() > 0);
-    if flushes > 0 {
-        // A split replaces no page.
-        let _ = vmemmap.flush();
-    }
     for piece in transition.split_pieces(whole) {
         folios.split(&mut frozen, piece, nodes);
     }
@@ -117,7 +138,8 @@ where
 /// [`AtomError::Pinned`] with the first page somebody holds, or what the transition or the zone lacks. Folios, index
 /// and mappings are as before.
 pub fn merge_atom<F, V, A, B>(
-    (folios, vmemmap): (&F, &V),
+    folios: &F,
+    vmemmap: &V,
     transition: &Transition<A, B>,
     whole: PfnBlock,
     tries: u32,

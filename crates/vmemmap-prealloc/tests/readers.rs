@@ -175,9 +175,9 @@ fn no_reader_gets_a_head_that_does_not_cover_its_page() {
             for change in t.changes(0..PAGES) {
                 let _ = match change {
                     Change::Split(whole) => {
-                        split_atom((&at, &at), &t, whole, 1, &mut nodes, &mut store, &source).unwrap()
+                        split_atom(&at, &at, &t, whole, 1, &mut nodes, &mut store).unwrap()
                     }
-                    Change::Merge(whole) => merge_atom((&at, &at), &t, whole, 1, &source).unwrap(),
+                    Change::Merge(whole) => merge_atom(&at, &at, &t, whole, 1, &source).unwrap(),
                 };
             }
             at.release_nodes(nodes);

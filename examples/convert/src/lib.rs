@@ -7,3 +7,8 @@ pub mod outcome;
 pub mod report;
 pub mod scenario;
 pub mod view;
+
+/// The example in the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+pub struct Readme;

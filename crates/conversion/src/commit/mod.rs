@@ -29,7 +29,8 @@ mod phases;
 
 use crate::{
     Needs, Observer, Operation, Plan, PlanError, Platform, Request, Reservation, Tee, TeeError,
-    stage2::Mapping,
+    platform::Scope,
+    stage2::{Mapping, widened},
 };
 use core::fmt;
 use sept_core::{Class, Classify, Frame, FrameSource, Gpa, GpaEntry, GpaRange, Level, Returned, Tainted};
@@ -141,12 +142,16 @@ impl<P: Platform> Reservation<P> {
     /// [`Refusal`]: nothing changed, and the reservation comes back whole.
     pub fn commit(self, platform: &P) -> Result<Commit<P>, Returned<Refusal<TeeError<P>>, Self>> {
         let request = self.plan.request();
-        let Some(claim) = platform.claim(request.range) else {
+        let scope = if request.is_fault() { Scope::Range } else { Scope::Blocks };
+        let around = widened(platform, request.range, Level::L2M).align_out(Level::L2M);
+        let Some(claim) = platform.claim(around, scope) else {
             return Err(Returned { error: Refusal::Contended, held: self });
         };
         let refusal = match Plan::new(platform, request) {
             Ok(plan) if self.holds(platform).covers(&plan.needs()) => {
-                platform.set_converting(request.range, true);
+                if !request.is_fault() {
+                    platform.set_converting(request.range, true);
+                }
                 let start = self.holds(platform);
                 let phase = first_phase(&request);
                 let at = Cursor {
@@ -246,7 +251,10 @@ impl<P: Platform> Commit<P> {
     )]
     pub fn finish(self, platform: &P) -> Result<Receipt<P>, Self> {
         let Phase::Ended(outcome) = self.at.phase else { return Err(self) };
-        platform.set_converting(self.reservation.plan.request().range, false);
+        let request = self.request();
+        if !request.is_fault() {
+            platform.set_converting(request.range, false);
+        }
         platform.release(self.claim);
         let rest = self.reservation;
         let used = self.start.saturating_sub(&rest.holds(platform));
@@ -437,6 +445,14 @@ pub enum CommitError<E> {
         #[source]
         error: AtomError,
     },
+    /// A leaf that the guest can reach is larger than the folio that its memory was to become (I1).
+    #[error("leaf {at} is larger than a folio of order {order}")]
+    LargerLeaf {
+        /// The leaf.
+        at: GpaEntry,
+        /// Order of the folio.
+        order: u8,
+    },
     /// Memory without a block, or a leaf that reaches beyond the range: the platform broke its claim.
     #[error("{gpa:#x} changed under the claim")]
     Changed {
@@ -451,7 +467,7 @@ impl<E: Classify + 'static> Classify for CommitError<E> {
             Self::Tee { error, .. } => error.class(),
             Self::Pinned { .. } => Class::Retry,
             Self::Layout { error, .. } => error.class(),
-            Self::Changed { .. } => Class::Caller,
+            Self::LargerLeaf { .. } | Self::Changed { .. } => Class::Caller,
         }
     }
 }

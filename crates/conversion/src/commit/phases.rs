@@ -3,7 +3,7 @@
 use super::{Commit, CommitError, Phase, Turn};
 use crate::{
     Event, Needs, Observer, Operation, Platform, Tee, TeeError, Visibility,
-    layout::{Target, chunk_end, gpa_of, relay},
+    layout::{RelayError, Target, chunk_end, gpa_of, relay},
     stage2::{Ends, Mapping, Region, Slot, region, widened},
 };
 use sept_core::{Entry, Fill, FrameNeeds, FrameSource, Gpa, GpaEntry, Level, Returned};
@@ -246,8 +246,14 @@ impl<P: Platform> Commit<P> {
             let page = block.page(gpa);
             let done = relay(platform, block, &request, page, (&mut held.store, &mut held.nodes), to);
             let done = done.map_err(|error| match error {
-                AtomError::Pinned(pinned) => CommitError::Pinned { first: gpa_of(&block, pinned.first) },
-                error => CommitError::Layout { gpa, error },
+                RelayError::Atom(AtomError::Pinned(pinned)) => {
+                    CommitError::Pinned { first: gpa_of(&block, pinned.first) }
+                }
+                RelayError::Atom(error) => CommitError::Layout { gpa, error },
+                RelayError::LargerLeaf { at, order } => CommitError::LargerLeaf { at, order: order.raw() },
+                RelayError::Tee(error) => {
+                    CommitError::Tee { at: GpaEntry::containing(gpa, Level::L4K), error }
+                }
             })?;
             self.released = self.released.plus(done.released);
             if done.splits | done.merges != 0 {

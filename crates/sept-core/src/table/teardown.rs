@@ -71,7 +71,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         let mut released = FrameNeeds::NONE;
         let mut next = Some(Gpa::default());
         // Each turn goes past one entry.
-        while let Some(gpa) = next.filter(|gpa| F::covers(self.config, *gpa)) {
+        while let Some(gpa) = next {
             let Ok(found) = self.lookup_pinned(gpa) else { break };
             let at = found.at;
             if let (Entry::Leaf { hpa, .. }, Ok(slot)) = (found.entry, self.slot(at, true)) {
@@ -80,15 +80,15 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
                 self.count_live(slot.table, -1);
                 teardown.page(at, Frame::from_ledger(hpa, at.level()), &self.memory);
             }
-            // Tables whose last entry this was are empty now, the lowest first.
+            // Tables whose last entry this was are empty now, the lowest first; at the end of the address space, all.
+            next = Gpa::new(at.end()).filter(|gpa| F::covers(self.config, *gpa));
             for level in Level::ALL.into_iter().filter(|level| *level > at.level()) {
                 let above = GpaEntry::containing(gpa, level);
-                if above.end() != at.end() || level > F::top(self.config) {
+                if above.end() != at.end() && next.is_some() || level > F::top(self.config) {
                     break;
                 }
                 self.tear_table(above, teardown, to, &mut released)?;
             }
-            next = Gpa::new(at.end());
         }
         Ok(released)
     }

@@ -22,4 +22,5 @@ mod reference;
 mod resize;
 mod rig;
 mod settle;
+mod teardown;
 mod threads;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use folio_split::{Order, OrderSet, PageSet, Pfn, PfnBlock};
-use gpa_conversion::{Block, Pages, Platform, Visibility};
+use gpa_conversion::{Block, Pages, Platform, Scope, Visibility};
 use seamcall::Td;
 use sept_core::test_util::{Arena, FramePool, Kick, RamLedger, VecStore};
 use sept_core::{Frame, Gpa, GpaEntry, GpaRange, Hpa, Level, SecurePageTable, Tainted, TdxMirror};
@@ -96,7 +96,7 @@ pub struct Host<'m> {
     orders: OrderSet,
     block_order: Order,
     ram: RefCell<Vec<Ram>>,
-    claims: RefCell<Vec<GpaRange>>,
+    claims: RefCell<Vec<(GpaRange, Scope)>>,
     converting: RefCell<Vec<GpaRange>>,
 }
 
@@ -381,18 +381,26 @@ impl<'m> Platform for Host<'m> {
         });
     }
 
-    fn claim(&self, range: GpaRange) -> Option<GpaRange> {
+    fn claim(&self, range: GpaRange, scope: Scope) -> Option<GpaRange> {
         let bytes = self.block_order.pages() * PAGE;
         let blocks = |range: GpaRange| (range.start().raw() / bytes, range.end().div_ceil(bytes));
-        let (first, end) = blocks(range);
         let mut claims = self.claims.borrow_mut();
-        let free = claims.iter().map(|other| blocks(*other)).all(|other| other.1 <= first || end <= other.0);
-        free.then(|| claims.push(range)).map(|()| range)
+        let in_the_way = claims.iter().any(|(other, theirs)| {
+            let (mine, other_blocks) = (blocks(range), blocks(*other));
+            let same_block = mine.0 < other_blocks.1 && other_blocks.0 < mine.1;
+            range.intersect(*other).is_some()
+                || scope == Scope::Blocks && *theirs == Scope::Blocks && same_block
+        });
+        if in_the_way {
+            return None;
+        }
+        claims.push((range, scope));
+        Some(range)
     }
 
     fn release(&self, claim: GpaRange) {
         let mut claims = self.claims.borrow_mut();
-        if let Some(at) = claims.iter().position(|other| *other == claim) {
+        if let Some(at) = claims.iter().position(|(range, _)| *range == claim) {
             claims.swap_remove(at);
         }
     }

@@ -52,8 +52,8 @@ impl PageSet for Bits {
         if self.count == 0 { None } else { self.words.as_slice().next_run(from) }
     }
 
-    fn word(&self, index: u64) -> u64 {
-        usize::try_from(index).ok().and_then(|index| self.words.get(index)).copied().unwrap_or(0)
+    fn word(&self, index: u64) -> Option<u64> {
+        Some(usize::try_from(index).ok().and_then(|index| self.words.get(index)).copied().unwrap_or(0))
     }
 }
 
