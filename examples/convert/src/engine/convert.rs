@@ -45,7 +45,7 @@ impl Failure {
     }
 
     /// By the class of an error.
-    fn of(error: &(impl Classify + ?Sized), at: u64) -> Self {
+    pub fn of(error: &(impl Classify + ?Sized), at: u64) -> Self {
         match error.class() {
             Class::Retry | Class::Quiesce => Self::again(at, error),
             _ => Self::error(at, error),

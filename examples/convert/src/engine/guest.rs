@@ -2,7 +2,7 @@
 
 use gpa_conversion::{Operation, Request};
 use seamcall::Status;
-use sept_core::{Gpa, GpaEntry, GpaRange, Hpa, Level};
+use sept_core::{Entry, Gpa, GpaEntry, GpaRange, Hpa, LeafState, Level};
 use tdx_model::{Accept, Guest, GuestFault, Seen};
 
 use super::convert::Failure;
@@ -86,6 +86,22 @@ impl Engine<'_, '_> {
         Err(Failure::again(gpa, format!("ACCEPT at {level} exits every time")))
     }
 
+    /// Asks about leaves that the guest may have accepted already, where an ACCEPT at `largest` in `range` would
+    /// split one: what is accepted is not split for it.
+    pub fn learn(&self, range: GpaRange, largest: Level) -> Result<(), Failure> {
+        let ends = [range.start().raw(), range.end() - PAGE];
+        let inside = (range.start().raw()..range.end()).step_by(2 << 20).filter(|_| largest < Level::L2M);
+        for gpa in inside.chain(ends) {
+            let at = GpaEntry::containing(Gpa::truncate(gpa), Level::L2M);
+            let found = self.host.table.lookup(at.gpa()).map_err(|error| Failure::error(gpa, error))?;
+            let unknown = matches!(found.entry, Entry::Leaf { state: LeafState::Pending, blocked: None, .. });
+            if found.at == at && unknown && (largest < Level::L2M || !range.covers(at)) {
+                self.host.table.probe(at).map_err(|error| Failure::of(&error, gpa))?;
+            }
+        }
+        Ok(())
+    }
+
     /// The guest touches memory that it has not accepted: an exit if nothing is mapped.
     pub fn guest_touch(&mut self, gpa: u64) -> Result<(), Failure> {
         match self.guest()?.read(Gpa::truncate(gpa)) {
@@ -108,7 +124,22 @@ impl Engine<'_, '_> {
     }
 
     /// Compares every page of `region` with what it must hold, from both sides.
+    ///
+    /// Pages with an error that is recorded and not isolated yet are left alone: to read one is the end of the TD.
     pub fn verify(&mut self, region: Region) {
+        let end = region.start + region.len;
+        let mut errors: Vec<u64> = self.recorded.clone();
+        errors.retain(|gpa| (region.start..end).contains(gpa));
+        errors.sort_unstable();
+        let mut start = region.start;
+        for gpa in errors {
+            self.verify_sound(Region { start, len: gpa - start });
+            start = gpa + PAGE;
+        }
+        self.verify_sound(Region { start, len: end - start });
+    }
+
+    fn verify_sound(&mut self, region: Region) {
         let runs: Vec<Run> = self.oracle.runs(region).collect();
         for run in runs {
             match run.page {

@@ -328,8 +328,9 @@ impl<'m> Platform for Host<'m> {
     fn next_pinned(&self, range: GpaRange) -> Option<Gpa> {
         let mut first = None;
         self.each_ram(range, |ram, window| {
-            let pinned = ram.pins.range(window).next().map(|(page, _)| ram.gpa(*page));
-            first = first.or(pinned);
+            // References on a page that is lost to an error stand in nobody's way.
+            let mut pinned = ram.pins.range(window).filter(|(page, _)| !ram.poisoned.contains(**page));
+            first = first.or(pinned.next().map(|(page, _)| ram.gpa(*page)));
         });
         first
     }

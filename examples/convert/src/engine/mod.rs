@@ -106,8 +106,10 @@ struct Engine<'m, 'o> {
     emergency: VecStore,
     /// Announced memory errors that could not be isolated yet.
     recorded: Vec<u64>,
-    /// What was in use just before the first conversion.
+    /// What was in use just before the first conversion that was carried out, and what RAM took that came later.
     before: Option<Resources>,
+    /// The limit of the page source, and what was out when it was set.
+    limit: Option<(u64, u64)>,
     /// Line of the operation under way.
     line: usize,
 }
@@ -177,6 +179,7 @@ impl<'m, 'o> Engine<'m, 'o> {
             emergency: VecStore::default(),
             recorded: Vec::new(),
             before: None,
+            limit: None,
             line: 0,
         })
     }
@@ -185,13 +188,36 @@ impl<'m, 'o> Engine<'m, 'o> {
     fn op(&mut self, op: &Op) {
         self.line = op.line;
         match op.verb {
-            Verb::Memory(pages) => self.host.pool.limit(pages),
-            Verb::Ram { start, len } => self.add_ram(Region { start, len }),
+            Verb::Memory(pages) => {
+                self.limit = pages.map(|pages| (pages, self.frames_out()));
+                self.host.pool.limit(pages);
+            }
+            Verb::Ram { start, len } => self.ram(Region { start, len }),
             _ => self.operation(op),
         }
     }
 
-    /// RAM appears: its blocks are registered, and with the first one the templates of the zone.
+    /// RAM appears. What its registration takes is the host's own, and neither limited nor part of any conversion.
+    fn ram(&mut self, region: Region) {
+        let (used, out) = (self.usage(), self.frames_out());
+        let left = self.limit.map(|(limit, since)| (limit + since).saturating_sub(out));
+        self.host.pool.limit(None);
+        self.add_ram(region);
+        self.host.pool.limit(left);
+        self.limit = left.map(|left| (left, self.frames_out()));
+        let took = self.usage() - used;
+        if let Some(before) = &mut self.before {
+            *before += took;
+        }
+    }
+
+    /// Frames of the page source that are out.
+    fn frames_out(&self) -> u64 {
+        let out = self.host.pool.outstanding();
+        FrameKind::ALL.into_iter().map(|kind| u64::from(out[kind])).sum()
+    }
+
+    /// Its blocks are registered, and with the first one the templates of the zone.
     fn add_ram(&mut self, region: Region) {
         let joined = self.ram_bases.iter().find(|(all, _)| region.start.wrapping_sub(all.start) < all.len);
         let Some(base) = joined.map(|(all, base)| Hpa::truncate(base.raw() + (region.start - all.start)))
@@ -222,16 +248,22 @@ impl<'m, 'o> Engine<'m, 'o> {
 
     /// An operation: carried out, checked, reported.
     fn operation(&mut self, op: &Op) {
-        let calls = self.calls();
-        if matches!(op.verb, Verb::Share { .. } | Verb::Unshare { .. }) && self.before.is_none() {
-            self.before = Some(self.usage());
-        }
+        let (calls, used, recorded) = (self.calls(), self.usage(), self.recorded.len());
         let scope = self.scope(op);
         let before = self.digest(scope);
+        if let Verb::Image { .. } = op.verb {
+            self.images_left = self.images_left.saturating_sub(1);
+        }
         let mut report = self.carry_out(op);
+        let converts = matches!(op.verb, Verb::Share { .. } | Verb::Unshare { .. });
+        if converts && report.result == Outcome::Ok {
+            self.before.get_or_insert(used);
+        }
         report.seamcalls = self.calls() - calls;
         self.hold_to_account(&report);
-        if matches!(report.result, Outcome::Again | Outcome::Refused) && self.digest(scope) != before {
+        // A recorded memory error that could be isolated on the way is progress of its own.
+        let same = self.recorded.len() >= recorded;
+        if same && matches!(report.result, Outcome::Again | Outcome::Refused) && self.digest(scope) != before {
             self.violation(format!("I5: `{}` ended {} and changed something", op.text, report.result));
         }
         self.check_invariants(scope, matches!(op.verb, Verb::Check));

@@ -103,7 +103,6 @@ impl Engine<'_, '_> {
     }
 
     fn image(&mut self, region: Region, range: GpaRange, report: &mut OpReport) -> Done {
-        self.images_left = self.images_left.saturating_sub(1);
         self.need(region, "not empty private memory", |page| page == Page::Unaccepted)?;
         self.convert(Request::new(range, Operation::Prepare), report)?;
         for gpa in (region.start..region.start + region.len).step_by(4096) {
@@ -141,6 +140,7 @@ impl Engine<'_, '_> {
             return Ok(Outcome::Noop);
         }
         let largest = if level == Some(AcceptLevel::Page4K) { Level::L4K } else { Level::L2M };
+        self.learn(range, largest)?;
         self.convert(Request::new(range, Operation::Populate { largest, around: false }), report)?;
         self.guest_accept(region, largest, report)?;
         self.promote_if_eager(range, report)?;

@@ -116,7 +116,7 @@ impl Maker {
         self.line(format!("ram {start:#x} {len:#x}"));
         self.ram.push((start, len));
         for at in [start, start + len, start + len / 2, start + M, start + 3 * M] {
-            self.hot.push(at);
+            self.hot.push(at - at % P);
         }
         let at = start + P * self.random.below(len / P);
         self.hot.push(at);

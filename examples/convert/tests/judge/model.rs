@@ -90,7 +90,12 @@ impl<'s> Model<'s> {
         for op in &scenario.ops {
             match op.verb {
                 Verb::Memory(pages) => model.limit = pages.map(|pages| i64::try_from(pages).unwrap_or(i64::MAX)),
-                Verb::Ram { start, len } => model.add_ram(Region { start, len }),
+                Verb::Ram { start, len } => {
+                    let now = model.usage();
+                    model.add_ram(Region { start, len });
+                    // RAM that comes late is no conversion.
+                    before = before.map(|before| before + (model.usage() - now));
+                }
                 _ => {
                     let now = model.usage();
                     let expected = model.operation(op);
