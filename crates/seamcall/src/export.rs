@@ -1,18 +1,18 @@
 //! TDH.EXPORT.*: the leaves of live migration that work on the S-EPT. The rest of migration is not covered.
 
 use crate::operand::{invoke_at, mapping};
-use crate::{Leaf, Regs, SeamcallError, Status, Tdr, Transport, transport::Call};
+use crate::{GpaListInfo, Leaf, Regs, SeamcallError, Status, Tdr, Transport, transport::Call};
 use core::{fmt, marker::PhantomData};
 use sept_core::{Frame, GpaEntry, Level, Returned};
 
 /// A list of guest pages in a 4 KiB frame of shared memory, and which of its 512 entries to work on.
 ///
-/// Borrows the frame: the module writes a status into each entry.
+/// Borrows the frame: the module writes a status into each [`GpaListEntry`](crate::GpaListEntry).
 ///
-/// Source: TDX module ABI, GPA_LIST_INFO: format 2:0, first entry 11:3, address 51:12, last entry 63:55.
+/// Source: TDX module ABI, GPA_LIST_INFO.
 #[derive(PartialEq, Eq)]
 pub struct GpaList<'a> {
-    raw: u64,
+    info: GpaListInfo,
     frame: PhantomData<&'a mut Frame>,
 }
 
@@ -20,30 +20,28 @@ impl<'a> GpaList<'a> {
     /// Entries `first` to `last` of the list in `frame`; `None` if that is none, or the frame is no 4 KiB page.
     #[must_use]
     pub fn new(frame: &'a mut Frame, first: u16, last: u16) -> Option<Self> {
-        if first > last || last > 511 || frame.level() != Level::L4K {
+        if frame.level() != Level::L4K {
             return None;
         }
-        let raw = frame.hpa().raw() | u64::from(first) << 3 | u64::from(last) << 55;
-        Some(Self { raw, frame: PhantomData })
+        GpaListInfo::new(frame.hpa(), first, last).map(|info| Self { info, frame: PhantomData })
     }
 
     /// The operand.
     #[must_use]
     pub const fn raw(&self) -> u64 {
-        self.raw
+        self.info.raw()
     }
 
     /// The first entry that is still to do.
     #[must_use]
     pub const fn first(&self) -> u16 {
-        let [low, high, ..] = ((self.raw >> 3) & 0x1ff).to_le_bytes();
-        u16::from_le_bytes([low, high])
+        self.info.first()
     }
 }
 
 impl fmt::Debug for GpaList<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "GpaList({:#x})", self.raw)
+        write!(f, "GpaList({:#x})", self.info.raw())
     }
 }
 
@@ -56,26 +54,25 @@ impl fmt::Debug for GpaList<'_> {
 ///
 /// # Errors
 ///
-/// Comes with the list to go on with: after `INTERRUPTED_RESUMABLE`, what is left of it. The common errors of
-/// [`mem`](crate::mem) with `RCX` for the list. A page that cannot be blocked is no error but a status in its entry.
+/// Comes with the list to go on with: after `INTERRUPTED_RESUMABLE`, what is left of it. In check order: the common
+/// errors of [`mem`](crate::mem) up to the tree lock, without those of an entry operand; `OPERAND_INVALID|RCX` (the
+/// list); `INTERRUPTED_RESUMABLE`. A page that cannot be blocked is no error but a status in its entry.
 ///
-/// Source: TDX module ABI, TDH.EXPORT.BLOCKW.
+/// Source: TDX module ABI, TDH.EXPORT.BLOCKW; `tdh_export_blockw.c` of module 1.5.01.
 pub fn blockw<'a, T: Transport + ?Sized>(
     t: &T,
     td: Tdr,
     list: GpaList<'a>,
 ) -> Result<u32, Returned<SeamcallError, GpaList<'a>>> {
     let leaf = Leaf::EXPORT_BLOCKW;
-    let regs = Regs { rax: leaf.rax(), rcx: list.raw, rdx: td.hpa().raw(), ..Regs::new() };
+    let regs = Regs { rax: leaf.rax(), rcx: list.raw(), rdx: td.hpa().raw(), ..Regs::new() };
     let out = t.call(Call::new(regs));
     let status = Status::from_raw(out.rax);
     if status.is_success() {
         return Ok(status.low());
     }
     let held = if status.is(Status::INTERRUPTED_RESUMABLE) {
-        // Only the first entry moves on: a transport cannot make the module write elsewhere.
-        const FIRST: u64 = 0x1ff << 3;
-        GpaList { raw: list.raw & !FIRST | out.rcx & FIRST, frame: PhantomData }
+        GpaList { info: list.info.resumed(out.rcx), frame: PhantomData }
     } else {
         list
     };

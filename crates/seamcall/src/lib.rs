@@ -27,8 +27,10 @@
 //! * [`TdDescription`] says what the TD is: TDR, key ids and where they sit in an address, depth of the S-EPT,
 //!   whether Dynamic PAMT is enabled, whether PROMOTE takes the tree lock exclusively, and the [`RetryBudget`].
 //! * BUSY and INTERRUPTED_RESTARTABLE are retried under the budget, with the same operands; then the error comes out,
-//!   of class `Retry` or `Quiesce`. After a BUSY that the caller does not retry, `probe` the entry until it succeeds:
-//!   the module otherwise keeps the guest from accepting it ([`SeamcallError::is_entry_busy`]).
+//!   of class `Retry` or `Quiesce`. Before a BUSY of an entry comes out, the entry is read with SEPT.RD, under the same
+//!   budget: the module otherwise keeps the guest from accepting it ([`SeamcallError::is_entry_busy`]). Where even
+//!   that was busy, `probe` the entry until it succeeds.
+//! * A change that is given up is undone by its caller: `unblock`, and again later.
 //! * `fence` is TRACK and a shootdown; it is started, and polled with `fenced`.
 //! * `map` with `Fill::Copy` is PAGE.ADD; measure the content with [`Td::measure`], close with [`Td::finalize`].
 //! * `scatter` writes back and scrubs pages that a failed DEMOTE may have written. [`Observe`] hears of what a `Td`
@@ -157,8 +159,9 @@ pub use features::Features0;
 #[cfg(target_arch = "x86_64")]
 pub use instruction::Instruction;
 pub use layout::{
-    Attributes, CmrInfo, ConfigFlags, CpuidValue, EptpControls, PageType, PamtEntry, ReservedArea,
-    SeptLayout, TdParams, TdmrInfo, pamt_sizes,
+    Attributes, CmrInfo, ConfigFlags, CpuidValue, EptpControls, GpaListEntry, GpaListFlags, GpaListInfo,
+    GpaListOperation, GpaListPage, GpaListStatus, PageType, PamtEntry, ReservedArea, SeptLayout, TdParams,
+    TdmrInfo, pamt_sizes,
 };
 pub use leaf::Leaf;
 pub use metadata::{FieldContext, FieldId};

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! ```
-//! use seamcall::{Hkid, SeamcallError, TdParams, Tdr, Transport, mng, vp};
+//! use seamcall::{Hkid, SeamcallError, TdParams, Tdr, Transport, mem, mng, vp};
 //! use sept_core::{Frame, Hpa, Returned};
 //!
 //! /// A TD with its key on one package, ready for its first pages. `params` holds a [`TdParams`].
@@ -18,10 +18,11 @@
 //! ) -> Result<Tdr, SeamcallError> {
 //!     // A host that cares gives `held` back to its allocator.
 //!     let refused = |back: Returned<SeamcallError, Frame>| back.error;
+//!     let control = |back: Returned<SeamcallError, mem::MaybeTainted>| back.error;
 //!     let td = mng::create(t, page(), hkid).map_err(refused)?;
 //!     mng::key_config(t, td)?;
 //!     for _ in 0..6 {
-//!         mng::addcx(t, td, page()).map_err(refused)?;
+//!         mng::addcx(t, td, page()).map_err(control)?;
 //!     }
 //!     mng::init(t, td, params)?;
 //!     let vcpu = vp::create(t, td, page()).map_err(refused)?;
@@ -33,16 +34,17 @@
 //! }
 //! ```
 //!
-//! All of them lock the TDR exclusively, so a running vCPU (which holds it shared) makes them busy.
+//! All but [`rd`], [`rd_next`] and [`wr`] lock the TDR exclusively, so a running vCPU (which holds it shared) makes them
+//! busy.
 
-use crate::operand::invoke;
+use crate::operand::{give_page, invoke};
 use crate::{FieldId, Hkid, Leaf, Operand, Regs, SeamcallError, Status, Tdr, Transport};
-use crate::{error::require_level, operand};
+use crate::{error::require_level, mem::MaybeTainted};
 use sept_core::{Frame, Hpa, Level, Returned};
 
 /// TDH.MNG.CREATE (9): makes `page` the root of a new TD that owns `hkid`.
 ///
-/// Operands: `RCX` page, `RDX` HKID. The page is zeroed under the module's global key.
+/// Operands: `RCX` page, `RDX` HKID. The page is zeroed under the module's global key; lifecycle HKID_ASSIGNED.
 ///
 /// # Errors
 ///
@@ -65,19 +67,25 @@ pub fn create<T: Transport + ?Sized>(
     }
 }
 
-/// What TDH.MNG.KEY.CONFIG found.
+/// What TDH.MNG.KEY.CONFIG or TDH.SYS.KEY.CONFIG found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum KeyConfig {
-    /// This package now has the TD's key.
+    /// This package now has the key.
     Configured,
     /// This package had it already (`KEY_CONFIGURED`, informational).
     Already,
 }
 
+impl KeyConfig {
+    pub(crate) const fn from_output(out: &Regs) -> Self {
+        if Status::from_raw(out.rax).is(Status::KEY_CONFIGURED) { Self::Already } else { Self::Configured }
+    }
+}
+
 /// TDH.MNG.KEY.CONFIG (8): gives the TD its key on the package of the calling CPU. Call once on each package.
 ///
-/// Operand: `RCX` TDR.
+/// Operand: `RCX` TDR. Lifecycle HKID_ASSIGNED; the last package makes it KEYS_CONFIGURED.
 ///
 /// # Errors
 ///
@@ -87,24 +95,20 @@ pub enum KeyConfig {
 /// Source: TDX module ABI, TDH.MNG.KEY.CONFIG.
 #[inline]
 pub fn key_config<T: Transport + ?Sized>(t: &T, td: Tdr) -> Result<KeyConfig, SeamcallError> {
-    let out = invoke(t, Leaf::MNG_KEY_CONFIG, on_tdr(td))?;
-    Ok(if Status::from_raw(out.rax).is(Status::KEY_CONFIGURED) {
-        KeyConfig::Already
-    } else {
-        KeyConfig::Configured
-    })
+    invoke(t, Leaf::MNG_KEY_CONFIG, on_tdr(td)).map(|out| KeyConfig::from_output(&out))
 }
 
 /// TDH.MNG.ADDCX (1): adds one page to the TD's control structure (TDCS). Six, and one more for each L2 VM.
 ///
-/// Operands: `RCX` page, `RDX` TDR. The fourth page is the root of the S-EPT.
+/// Operands: `RCX` page, `RDX` TDR. Lifecycle KEYS_CONFIGURED, op state UNINITIALIZED. The fourth page is the root of the
+/// S-EPT.
 ///
 /// # Errors
 ///
-/// The page comes back; after `RND_NO_ENTROPY` or `OP_STATE_INCORRECT` the module may have written it, so write
-/// back its lines and overwrite it before other use. In check order: TDR page errors on `RDX`; `TD_FATAL`;
-/// `TD_KEYS_NOT_CONFIGURED`; `TDCX_NUM_INCORRECT` (nine there already); page errors on `RCX` as for [`create`];
-/// `RND_NO_ENTROPY` (sixth page); `OP_STATE_INCORRECT` (seventh page and up).
+/// The page comes back, after `RND_NO_ENTROPY` or `OP_STATE_INCORRECT` as tainted: the module fills it before these
+/// checks. In check order: TDR page errors on `RDX`; `TD_FATAL`; `TD_KEYS_NOT_CONFIGURED`; `TDCX_NUM_INCORRECT` (nine
+/// there already); page errors on `RCX` as for [`create`]; `RND_NO_ENTROPY` (sixth page); `OP_STATE_INCORRECT` (seventh
+/// page and up).
 ///
 /// Source: TDX module ABI, TDH.MNG.ADDCX.
 #[inline]
@@ -112,22 +116,27 @@ pub fn addcx<T: Transport + ?Sized>(
     t: &T,
     td: Tdr,
     page: Frame,
-) -> Result<(), Returned<SeamcallError, Frame>> {
-    operand::give_page(t, Leaf::MNG_ADDCX, page, td.hpa())
+) -> Result<(), Returned<SeamcallError, MaybeTainted>> {
+    give_page(t, Leaf::MNG_ADDCX, page, td.hpa()).map_err(|Returned { error, held }| {
+        let written = error.status.is(Status::RND_NO_ENTROPY) || error.status.is(Status::OP_STATE_INCORRECT);
+        Returned { error, held: MaybeTainted::new(held, written) }
+    })
 }
 
 /// TDH.MNG.INIT (21): reads TD_PARAMS from `params` and initialises the TD.
 ///
-/// Operands: `RCX` TDR, `RDX` address of [`TdParams`](crate::TdParams) in shared memory, 1024-byte aligned.
+/// Operands: `RCX` TDR, `RDX` address of [`TdParams`](crate::TdParams) in shared memory, 1024-byte aligned. Op state
+/// UNINITIALIZED becomes INITIALIZED.
 ///
 /// # Errors
 ///
-/// In check order: TDR page errors on `RCX`; `TD_FATAL`; `TD_KEYS_NOT_CONFIGURED`; `TDCS_NOT_ALLOCATED`;
-/// `OP_STATE_INCORRECT`; `OPERAND_INVALID|RDX`; then `OPERAND_INVALID` with the field as operand: `ATTRIBUTES`,
-/// `XFAM`, `MAX_VCPUS`, `NUM_L2_VMS` (and `TDCS_NOT_ALLOCATED` for too few pages), `RDX` (reserved fields),
-/// `CONFIG_FLAGS`, `EPTP_CONTROLS`, `TSC_FREQUENCY`, `CPUID_CONFIG`.
+/// In check order: `LIMIT_CPUID_MAXVAL_SET`; TDR page errors on `RCX`; `TD_FATAL`; `TD_KEYS_NOT_CONFIGURED`;
+/// `TDCS_NOT_ALLOCATED`; `OP_STATE_INCORRECT`; `OPERAND_INVALID|RDX`; then `OPERAND_INVALID` with the field as operand:
+/// `ATTRIBUTES`, `XFAM`, `MAX_VCPUS`, `NUM_L2_VMS` (and `TDCS_NOT_ALLOCATED` for too few pages), `RDX` (reserved fields),
+/// `CONFIG_FLAGS`, `EPTP_CONTROLS`, `TSC_FREQUENCY` (and `INCONSISTENT_MSR`), `CPUID_CONFIG`,
+/// `IA32_ARCH_CAPABILITIES_CONFIG`.
 ///
-/// Source: TDX module ABI, TDH.MNG.INIT.
+/// Source: TDX module ABI, TDH.MNG.INIT; `tdh_mng_init.c` of module 1.5.01. Module 2.0 also reads `R8`, which is 0 here.
 #[inline]
 pub fn init<T: Transport + ?Sized>(t: &T, td: Tdr, params: Hpa) -> Result<(), SeamcallError> {
     invoke(t, Leaf::MNG_INIT, Regs { rdx: params.raw(), ..on_tdr(td) }).map(drop)
@@ -139,10 +148,10 @@ pub fn init<T: Transport + ?Sized>(t: &T, td: Tdr, params: Hpa) -> Result<(), Se
 ///
 /// # Errors
 ///
-/// In check order: TDR page errors on `RCX`; `LIFECYCLE_STATE_INCORRECT`; `FLUSHVP_NOT_DONE` while a vCPU is still
-/// associated with a CPU: [`vp::flush`](crate::vp::flush) it there.
+/// In check order: TDR page errors on `RCX`; `OPERAND_BUSY|KOT`; `LIFECYCLE_STATE_INCORRECT`; `FLUSHVP_NOT_DONE` while a
+/// vCPU is still associated with a CPU: [`vp::flush`](crate::vp::flush) it there.
 ///
-/// Source: TDX module ABI, TDH.MNG.VPFLUSHDONE.
+/// Source: TDX module ABI, TDH.MNG.VPFLUSHDONE; `tdh_mng_vpflushdone.c` of module 1.5.01.
 #[inline]
 pub fn vpflushdone<T: Transport + ?Sized>(t: &T, td: Tdr) -> Result<(), SeamcallError> {
     invoke(t, Leaf::MNG_VPFLUSHDONE, on_tdr(td)).map(drop)
@@ -150,7 +159,7 @@ pub fn vpflushdone<T: Transport + ?Sized>(t: &T, td: Tdr) -> Result<(), Seamcall
 
 /// TDH.MNG.KEY.FREEID (20): frees the TD's key id; lifecycle BLOCKED becomes TEARDOWN.
 ///
-/// Operand: `RCX` TDR.
+/// Operand: `RCX` TDR. Lifecycle BLOCKED.
 ///
 /// # Errors
 ///
@@ -165,14 +174,14 @@ pub fn key_freeid<T: Transport + ?Sized>(t: &T, td: Tdr) -> Result<(), SeamcallE
 
 /// TDH.MNG.RD (11), version 0: reads a metadata field of the TD.
 ///
-/// Operands: `RCX` TDR, `RDX` field id. Output: `R8`.
+/// Operands: `RCX` TDR (locked shared), `RDX` field id. Output: `R8`. Lifecycle KEYS_CONFIGURED, control pages there.
 ///
 /// # Errors
 ///
-/// In check order: TDR page errors on `RCX`; `TD_FATAL`; lifecycle and TDCS errors for TDCS fields;
-/// `METADATA_FIELD_ID_INCORRECT`; `METADATA_FIELD_NOT_READABLE`.
+/// In check order: TDR page errors on `RCX`; `TD_FATAL`; `TD_KEYS_NOT_CONFIGURED`; `TDCS_NOT_ALLOCATED`;
+/// `OPERAND_BUSY|OP_STATE`; `OP_STATE_INCORRECT`; `METADATA_FIELD_ID_INCORRECT`; `METADATA_FIELD_NOT_READABLE`.
 ///
-/// Source: TDX module ABI, TDH.MNG.RD.
+/// Source: TDX module ABI, TDH.MNG.RD; `tdh_mng_rd_wr.c` of module 1.5.01.
 #[inline]
 pub fn rd<T: Transport + ?Sized>(t: &T, td: Tdr, field: FieldId) -> Result<u64, SeamcallError> {
     invoke(t, Leaf::MNG_RD, Regs { rdx: field.raw(), ..on_tdr(td) }).map(|out| out.r8)
@@ -180,13 +189,14 @@ pub fn rd<T: Transport + ?Sized>(t: &T, td: Tdr, field: FieldId) -> Result<u64, 
 
 /// TDH.MNG.RD (11), version 1: reads a metadata field, and says which comes next (`None` after the last).
 ///
-/// Operands: `RCX` TDR, `RDX` field id. Outputs: `R8`, `RDX`.
+/// Operands: `RCX` TDR, `RDX` field id. Outputs: `R8`, `RDX`. State as [`rd`]. [`FieldId::NONE`] asks for the first field
+/// (`METADATA_FIRST_FIELD_ID_IN_CONTEXT`, informational): the value is 0.
 ///
 /// # Errors
 ///
 /// As [`rd`].
 ///
-/// Source: TDX module ABI, TDH.MNG.RD.
+/// Source: TDX module ABI, TDH.MNG.RD; `tdh_mng_rd_wr.c` of module 1.5.01.
 #[inline]
 pub fn rd_next<T: Transport + ?Sized>(
     t: &T,
@@ -199,14 +209,14 @@ pub fn rd_next<T: Transport + ?Sized>(
 
 /// TDH.MNG.WR (13): writes the bits of a metadata field that `mask` selects; returns what was there.
 ///
-/// Operands: `RCX` TDR, `RDX` field id, `R8` value, `R9` mask. Output: `R8`.
+/// Operands: `RCX` TDR (locked shared), `RDX` field id, `R8` value, `R9` mask. Output: `R8`. State as [`rd`].
 ///
 /// # Errors
 ///
 /// In check order: as [`rd`], then `METADATA_FIELD_NOT_WRITABLE`, `METADATA_WR_MASK_NOT_VALID`,
 /// `METADATA_FIELD_VALUE_NOT_VALID`.
 ///
-/// Source: TDX module ABI, TDH.MNG.WR.
+/// Source: TDX module ABI, TDH.MNG.WR; `tdh_mng_rd_wr.c` of module 1.5.01.
 #[inline]
 pub fn wr<T: Transport + ?Sized>(
     t: &T,

@@ -4,6 +4,7 @@
 //! init (once) -> lp_init (every CPU) -> config (once) -> key_config (every package) -> tdmr_init (until all is done)
 //! ```
 
+use crate::mng::KeyConfig;
 use crate::operand::invoke;
 use crate::{FieldId, Hkid, Leaf, Operand, Regs, SeamcallError, Status, Transport, error::require_level};
 use sept_core::{Frame, Hpa, Level};
@@ -14,10 +15,10 @@ use sept_core::{Frame, Hpa, Level};
 ///
 /// # Errors
 ///
-/// In check order: `SYS_BUSY`, `SYS_INIT_NOT_PENDING`, `OPERAND_INVALID|RCX`, then what the platform lacks
-/// (statuses of class 9).
+/// In check order: `SYS_BUSY`, `OPERAND_INVALID|RCX`, `SYS_INIT_NOT_PENDING`, then what the platform lacks
+/// (statuses of class 9), `INCOMPATIBLE_SEAM_CAPABILITIES`, `RND_NO_ENTROPY`.
 ///
-/// Source: TDX module ABI, TDH.SYS.INIT.
+/// Source: TDX module ABI, TDH.SYS.INIT; `tdh_sys_init.c` of module 1.5.01.
 #[inline]
 pub fn init<T: Transport + ?Sized>(t: &T) -> Result<(), SeamcallError> {
     invoke(t, Leaf::SYS_INIT, Regs::new()).map(drop)
@@ -25,12 +26,14 @@ pub fn init<T: Transport + ?Sized>(t: &T) -> Result<(), SeamcallError> {
 
 /// TDH.SYS.LP.INIT (35): initialises the calling CPU. Once on each.
 ///
+/// Operands: none. Module state SYSINIT_DONE.
+///
 /// # Errors
 ///
-/// In check order: `SYS_BUSY`, `SYS_LP_INIT_NOT_PENDING`, `SYS_LP_INIT_DONE`, then differences between this CPU and
-/// the first (statuses of class 9).
+/// In check order: `SYS_BUSY`, `SYS_LP_INIT_NOT_PENDING`, `SYS_LP_INIT_DONE`, `RND_NO_ENTROPY`, then differences
+/// between this CPU and the first (`INCOMPATIBLE_SEAM_CAPABILITIES`, statuses of class 9).
 ///
-/// Source: TDX module ABI, TDH.SYS.LP.INIT.
+/// Source: TDX module ABI, TDH.SYS.LP.INIT; `tdh_sys_lp_init.c` of module 1.5.01.
 #[inline]
 pub fn lp_init<T: Transport + ?Sized>(t: &T) -> Result<(), SeamcallError> {
     invoke(t, Leaf::SYS_LP_INIT, Regs::new()).map(drop)
@@ -39,21 +42,23 @@ pub fn lp_init<T: Transport + ?Sized>(t: &T) -> Result<(), SeamcallError> {
 /// TDH.SYS.CONFIG (45): gives the module its TDMRs, its key id and the memory for page metadata. Once.
 ///
 /// Operands: `RCX` address of an array of `count` addresses of [`TdmrInfo`](crate::TdmrInfo), both in shared memory
-/// and 512-byte aligned; `RDX` count, 1 to 64; `R8` global HKID, bit 16 enables Dynamic PAMT.
+/// and 512-byte aligned; `RDX` count, 1 to 64; `R8` global HKID, bit 16 enables Dynamic PAMT. Module state
+/// SYSINIT_DONE, every CPU initialised.
 ///
 /// # Errors
 ///
 /// In check order: `SYS_BUSY`, `SYS_CONFIG_NOT_PENDING`, `OPERAND_INVALID` (`|RCX`, `|RDX`, `|R8`: the key id, or
-/// Dynamic PAMT where key ids begin above bit 48), then for each TDMR `INVALID_TDMR`, `NON_ORDERED_TDMR`,
-/// `INVALID_RESERVED_IN_TDMR`, `NON_ORDERED_RESERVED_IN_TDMR`, `TDMR_OUTSIDE_CMRS`, `INVALID_PAMT`,
-/// `PAMT_OUTSIDE_CMRS`, `PAMT_OVERLAP`, with the indices in the [`Detail`](crate::Detail).
+/// Dynamic PAMT where key ids begin above bit 48), then for each TDMR `OPERAND_INVALID|RCX` (its address),
+/// `NON_ORDERED_TDMR`, `INVALID_TDMR`, `NON_ORDERED_RESERVED_IN_TDMR` or `INVALID_RESERVED_IN_TDMR` (area by area),
+/// `INVALID_PAMT`, `PAMT_OVERLAP`, `PAMT_OUTSIDE_CMRS`, `TDMR_OUTSIDE_CMRS`, with the indices in the
+/// [`Detail`](crate::Detail).
 ///
 /// # Safety
 ///
 /// * The structures hold what [`TdmrInfo`](crate::TdmrInfo) says and do not change during the call.
 /// * Their PAMT areas are the caller's to give; from now on nobody else reads or writes them.
 ///
-/// Source: TDX module ABI, TDH.SYS.CONFIG.
+/// Source: TDX module ABI, TDH.SYS.CONFIG; `tdh_sys_config.c` of module 1.5.01.
 #[inline]
 #[expect(unsafe_code, reason = "gives away memory that only the structures name")]
 pub unsafe fn config<T: Transport + ?Sized>(
@@ -70,15 +75,17 @@ pub unsafe fn config<T: Transport + ?Sized>(
 /// TDH.SYS.KEY.CONFIG (31): sets the module's key on the package of the calling CPU. Once on each; the last makes the
 /// module ready.
 ///
+/// Operands: none. Module state SYSCONFIG_DONE.
+///
 /// # Errors
 ///
-/// In check order: `SYS_BUSY`, `SYS_KEY_CONFIG_NOT_PENDING`, `KEY_CONFIGURED` is a success, `KEY_GENERATION_FAILED`
-/// (retry).
+/// In check order: `SYS_BUSY`, `SYS_KEY_CONFIG_NOT_PENDING`, `KEY_GENERATION_FAILED` (retry). A package that has its
+/// key is [`KeyConfig::Already`].
 ///
-/// Source: TDX module ABI, TDH.SYS.KEY.CONFIG.
+/// Source: TDX module ABI, TDH.SYS.KEY.CONFIG; `tdh_sys_key_config.c` of module 1.5.01.
 #[inline]
-pub fn key_config<T: Transport + ?Sized>(t: &T) -> Result<(), SeamcallError> {
-    invoke(t, Leaf::SYS_KEY_CONFIG, Regs::new()).map(drop)
+pub fn key_config<T: Transport + ?Sized>(t: &T) -> Result<KeyConfig, SeamcallError> {
+    invoke(t, Leaf::SYS_KEY_CONFIG, Regs::new()).map(|out| KeyConfig::from_output(&out))
 }
 
 /// How far a TDMR is initialised.
@@ -119,7 +126,7 @@ pub fn tdmr_init<T: Transport + ?Sized>(t: &T, base: Hpa) -> Result<TdmrProgress
 pub struct InfoSizes {
     /// Bytes of TDSYSINFO_STRUCT, at the start of the buffer.
     pub info_bytes: u64,
-    /// Number of [`CmrInfo`](crate::CmrInfo)s, at [`CMR_OFFSET`].
+    /// Number of [`CmrInfo`](crate::CmrInfo)s, at [`CMR_OFFSET`]; 1.5.01 always says 32, the last ones empty.
     pub cmrs: u64,
 }
 
@@ -130,13 +137,13 @@ pub const CMR_OFFSET: u64 = 2048;
 /// shared memory. New code reads single fields with [`rd`].
 ///
 /// Operands: `RCX` address and `RDX` size for the structure, `R8` address and `R9` number of entries for the list.
-/// Outputs: `RDX` bytes written, `R9` entries written.
+/// Outputs: `RDX` bytes written, `R9` entries written. Any module state, on a CPU that is initialised.
 ///
 /// # Errors
 ///
-/// In check order: `OPERAND_INVALID` (`|RCX`, `|RDX`, `|R8`, `|R9`).
+/// In check order: `SYS_LP_INIT_NOT_DONE`, `OPERAND_INVALID` (`|RCX`, `|RDX`, `|R8`, `|R9`).
 ///
-/// Source: TDX module ABI, TDH.SYS.INFO.
+/// Source: TDX module ABI, TDH.SYS.INFO; `tdh_sys_info.c` of module 1.5.01.
 #[inline]
 pub fn info<T: Transport + ?Sized>(t: &T, buffer: &mut Frame) -> Result<InfoSizes, SeamcallError> {
     let leaf = Leaf::SYS_INFO;
@@ -149,13 +156,14 @@ pub fn info<T: Transport + ?Sized>(t: &T, buffer: &mut Frame) -> Result<InfoSize
 
 /// TDH.SYS.RDALL (37): writes all metadata fields from `first` on into `buffer`, a 4 KiB page of shared memory.
 ///
-/// Operands: `RDX` buffer, `R8` first field id. Output: `R8` the field to go on with, `None` after the last.
+/// Operands: `RDX` buffer, `R8` first field id ([`FieldId::NONE`] for all). Output: `R8` the field to go on with, `None`
+/// after the last. Any module state, on a CPU that is initialised.
 ///
 /// # Errors
 ///
-/// In check order: `OPERAND_INVALID|RDX`, `METADATA_FIELD_ID_INCORRECT`.
+/// In check order: `SYS_LP_INIT_NOT_DONE`, `OPERAND_INVALID|RDX`, `METADATA_FIELD_ID_INCORRECT`.
 ///
-/// Source: TDX module ABI, TDH.SYS.RDALL.
+/// Source: TDX module ABI, TDH.SYS.RDALL; `tdh_sys_rdall.c` of module 1.5.01.
 #[inline]
 pub fn rd_all<T: Transport + ?Sized>(
     t: &T,
@@ -168,13 +176,15 @@ pub fn rd_all<T: Transport + ?Sized>(
     invoke(t, leaf, regs).map(|out| FieldId::next(out.r8))
 }
 
-/// TDH.SYS.LP.SHUTDOWN (44): takes the calling CPU out of the module.
+/// TDH.SYS.LP.SHUTDOWN (44): does nothing on modules 1.5 and later; kept for hosts that still call it.
+///
+/// Operands: none. Any module state, shut down included.
 ///
 /// # Errors
 ///
-/// In check order: `SYS_BUSY`, `SYS_LP_INIT_NOT_DONE`.
+/// None of its own.
 ///
-/// Source: TDX module ABI, TDH.SYS.LP.SHUTDOWN.
+/// Source: TDX module ABI, TDH.SYS.LP.SHUTDOWN; `tdh_sys_lp_shutdown.c` of module 1.5.01.
 #[inline]
 pub fn lp_shutdown<T: Transport + ?Sized>(t: &T) -> Result<(), SeamcallError> {
     invoke(t, Leaf::SYS_LP_SHUTDOWN, Regs::new()).map(drop)
@@ -182,13 +192,14 @@ pub fn lp_shutdown<T: Transport + ?Sized>(t: &T) -> Result<(), SeamcallError> {
 
 /// TDH.SYS.SHUTDOWN (52): ends the module and writes what its successor needs, in hand-off format `handoff`.
 ///
-/// Operand: `RCX` hand-off version.
+/// Operand: `RCX` hand-off version. Module state READY.
 ///
 /// # Errors
 ///
-/// In check order: `SYS_BUSY`, `SYS_NOT_READY`, `OPERAND_INVALID|RCX`, `UPDATE_COMPATIBILITY_SENSITIVE` (try later).
+/// In check order: `SYS_NOT_READY`, `OPERAND_INVALID|RCX` (no such version), `SYS_BUSY` (another CPU is in the module);
+/// newer modules also `UPDATE_COMPATIBILITY_SENSITIVE` (try later).
 ///
-/// Source: TDX module ABI, TDH.SYS.SHUTDOWN.
+/// Source: TDX module ABI, TDH.SYS.SHUTDOWN; `tdh_sys_shutdown.c` of module 1.5.01.
 #[inline]
 pub fn shutdown<T: Transport + ?Sized>(t: &T, handoff: u16) -> Result<(), SeamcallError> {
     invoke(t, Leaf::SYS_SHUTDOWN, Regs { rcx: handoff.into(), ..Regs::new() }).map(drop)
@@ -196,11 +207,13 @@ pub fn shutdown<T: Transport + ?Sized>(t: &T, handoff: u16) -> Result<(), Seamca
 
 /// TDH.SYS.UPDATE (53): takes over from the module that was shut down.
 ///
+/// Operands: none. Module state SYSINIT_DONE, every CPU initialised.
+///
 /// # Errors
 ///
 /// In check order: `SYS_BUSY`, `SYS_STATE_INCORRECT`, `SYS_INVALID_HANDOFF`.
 ///
-/// Source: TDX module ABI, TDH.SYS.UPDATE.
+/// Source: TDX module ABI, TDH.SYS.UPDATE; `tdh_sys_update.c` of module 1.5.01.
 #[inline]
 pub fn update<T: Transport + ?Sized>(t: &T) -> Result<(), SeamcallError> {
     invoke(t, Leaf::SYS_UPDATE, Regs::new()).map(drop)
@@ -208,13 +221,15 @@ pub fn update<T: Transport + ?Sized>(t: &T) -> Result<(), SeamcallError> {
 
 /// TDH.SYS.RD (34): reads a metadata field of the platform, and says which comes next (`None` after the last).
 ///
-/// Operand: `RDX` field id. Outputs: `R8` value, `RDX` next field id. Any module state.
+/// Operand: `RDX` field id. Outputs: `R8` value, `RDX` next field id. Any module state, on a CPU that is initialised.
+/// [`FieldId::NONE`] asks for the first field (`METADATA_FIRST_FIELD_ID_IN_CONTEXT`, informational): the value is 0.
 ///
 /// # Errors
 ///
-/// In check order: `SYS_SHUTDOWN`, `METADATA_FIELD_ID_INCORRECT`, `METADATA_FIELD_NOT_READABLE`.
+/// In check order: `SYS_SHUTDOWN`, `SYS_LP_INIT_NOT_DONE`, `METADATA_FIELD_ID_INCORRECT`,
+/// `METADATA_FIELD_NOT_READABLE`.
 ///
-/// Source: TDX module ABI, TDH.SYS.RD.
+/// Source: TDX module ABI, TDH.SYS.RD; `tdh_sys_rd.c` of module 1.5.01.
 #[inline]
 pub fn rd<T: Transport + ?Sized>(t: &T, field: FieldId) -> Result<(u64, Option<FieldId>), SeamcallError> {
     let out = invoke(t, Leaf::SYS_RD, Regs { rdx: field.raw(), ..Regs::new() })?;

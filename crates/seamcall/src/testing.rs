@@ -133,7 +133,7 @@ unsafe impl Shootdown for Kicks {
 #[derive(Default)]
 pub(crate) struct Sections(pub(crate) RefCell<std::string::String>);
 
-impl TreeLock for &Sections {
+impl TreeLock for Sections {
     fn shared<R>(&self, call: impl FnOnce() -> R) -> R {
         self.0.borrow_mut().push('s');
         call()

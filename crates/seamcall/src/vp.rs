@@ -56,10 +56,10 @@ pub fn addcx<T: Transport + ?Sized>(
 ///
 /// # Errors
 ///
-/// In check order: TDVPR page errors on `RCX`; `OPERAND_BUSY|TDR`; TD state errors; `VCPU_STATE_INCORRECT`;
-/// `TDCX_NUM_INCORRECT`; `MAX_VCPUS_EXCEEDED`.
+/// In check order: TDVPR page errors on `RCX`; `OPERAND_BUSY|TDR`; TD state errors; `TDCX_NUM_INCORRECT`;
+/// `VCPU_STATE_INCORRECT`; `MAX_VCPUS_EXCEEDED`; `INCONSISTENT_MSR`.
 ///
-/// Source: TDX module ABI, TDH.VP.INIT.
+/// Source: TDX module ABI, TDH.VP.INIT; `tdh_vp_init.c` of module 1.5.01.
 #[inline]
 pub fn init<T: Transport + ?Sized>(t: &T, vcpu: Tdvpr, rcx: u64) -> Result<(), SeamcallError> {
     invoke(t, Leaf::VP_INIT, Regs { rdx: rcx, ..on_tdvpr(vcpu) }).map(drop)
@@ -67,7 +67,7 @@ pub fn init<T: Transport + ?Sized>(t: &T, vcpu: Tdvpr, rcx: u64) -> Result<(), S
 
 /// TDH.VP.INIT (22), version 1: as [`init`], and sets the vCPU's x2APIC id.
 ///
-/// Operands: `RCX` TDVPR, `RDX` initial value, `R8` x2APIC id.
+/// Operands: `RCX` TDVPR, `RDX` initial value, `R8` x2APIC id. Op state INITIALIZED.
 ///
 /// # Errors
 ///
@@ -91,10 +91,10 @@ pub fn init_x2apic<T: Transport + ?Sized>(
 ///
 /// # Errors
 ///
-/// In check order: TDVPR page errors on `RCX`; `OPERAND_BUSY|TDR`; TD state errors; `VCPU_NOT_ASSOCIATED` if the
-/// vCPU is not on this CPU (it may never have been entered): nothing to do.
+/// In check order: TDVPR page errors on `RCX`; `OPERAND_BUSY|TDR`; `TD_KEYS_NOT_CONFIGURED`; `TDCX_NUM_INCORRECT`;
+/// `VCPU_NOT_ASSOCIATED` if the vCPU is not on this CPU (it may never have been entered): nothing to do.
 ///
-/// Source: TDX module ABI, TDH.VP.FLUSH.
+/// Source: TDX module ABI, TDH.VP.FLUSH; `tdh_vp_flush.c` of module 1.5.01.
 #[inline]
 pub fn flush<T: Transport + ?Sized>(t: &T, vcpu: Tdvpr) -> Result<(), SeamcallError> {
     invoke(t, Leaf::VP_FLUSH, on_tdvpr(vcpu)).map(drop)
@@ -102,14 +102,16 @@ pub fn flush<T: Transport + ?Sized>(t: &T, vcpu: Tdvpr) -> Result<(), SeamcallEr
 
 /// TDH.VP.RD (26), version 0: reads a metadata field of the vCPU.
 ///
-/// Operands: `RCX` TDVPR, `RDX` field id. Output: `R8`.
+/// Operands: `RCX` TDVPR (locked shared), `RDX` field id. Output: `R8`. State: all control pages there; the vCPU becomes
+/// associated with the calling CPU.
 ///
 /// # Errors
 ///
-/// In check order: TDVPR page errors on `RCX`; TD state errors; `METADATA_FIELD_ID_INCORRECT`;
+/// In check order: TDVPR page errors on `RCX`; `OPERAND_BUSY|TDR`; TD state errors; `TDCX_NUM_INCORRECT`; what keeps the
+/// vCPU off this CPU (`VCPU_STATE_INCORRECT`, `VCPU_ASSOCIATED` with another one); `METADATA_FIELD_ID_INCORRECT`;
 /// `METADATA_FIELD_NOT_READABLE`.
 ///
-/// Source: TDX module ABI, TDH.VP.RD.
+/// Source: TDX module ABI, TDH.VP.RD; `tdh_vp_rd_wr.c` of module 1.5.01.
 #[inline]
 pub fn rd<T: Transport + ?Sized>(t: &T, vcpu: Tdvpr, field: FieldId) -> Result<u64, SeamcallError> {
     invoke(t, Leaf::VP_RD, Regs { rdx: field.raw(), ..on_tdvpr(vcpu) }).map(|out| out.r8)
@@ -117,13 +119,14 @@ pub fn rd<T: Transport + ?Sized>(t: &T, vcpu: Tdvpr, field: FieldId) -> Result<u
 
 /// TDH.VP.RD (26), version 1: reads a metadata field, and says which comes next (`None` after the last).
 ///
-/// Operands: `RCX` TDVPR, `RDX` field id. Outputs: `R8`, `RDX`.
+/// Operands: `RCX` TDVPR, `RDX` field id. Outputs: `R8`, `RDX`. State as [`rd`]. [`FieldId::NONE`] asks for the first
+/// field (`METADATA_FIRST_FIELD_ID_IN_CONTEXT`, informational): the value is 0.
 ///
 /// # Errors
 ///
 /// As [`rd`].
 ///
-/// Source: TDX module ABI, TDH.VP.RD.
+/// Source: TDX module ABI, TDH.VP.RD; `tdh_vp_rd_wr.c` of module 1.5.01.
 #[inline]
 pub fn rd_next<T: Transport + ?Sized>(
     t: &T,
@@ -136,14 +139,14 @@ pub fn rd_next<T: Transport + ?Sized>(
 
 /// TDH.VP.WR (43): writes the bits of a metadata field that `mask` selects; returns what was there.
 ///
-/// Operands: `RCX` TDVPR, `RDX` field id, `R8` value, `R9` mask. Output: `R8`.
+/// Operands: `RCX` TDVPR (locked shared), `RDX` field id, `R8` value, `R9` mask. Output: `R8`. State as [`rd`].
 ///
 /// # Errors
 ///
 /// In check order: as [`rd`], then `METADATA_FIELD_NOT_WRITABLE`, `METADATA_WR_MASK_NOT_VALID`,
 /// `METADATA_FIELD_VALUE_NOT_VALID`, `TD_VMCS_FIELD_ERROR`.
 ///
-/// Source: TDX module ABI, TDH.VP.WR.
+/// Source: TDX module ABI, TDH.VP.WR; `tdh_vp_rd_wr.c` of module 1.5.01.
 #[inline]
 pub fn wr<T: Transport + ?Sized>(
     t: &T,

@@ -23,6 +23,20 @@ pub unsafe trait Shootdown {
     fn done(&self, ticket: Self::Ticket) -> bool;
 }
 
+#[expect(unsafe_code, reason = "passes the promise on")]
+// SAFETY: each method is that of `S`, which makes the promise.
+unsafe impl<S: Shootdown + ?Sized> Shootdown for &S {
+    type Ticket = S::Ticket;
+
+    fn start(&self) -> Self::Ticket {
+        (**self).start()
+    }
+
+    fn done(&self, ticket: Self::Ticket) -> bool {
+        (**self).done(ticket)
+    }
+}
+
 /// The reader/writer section of one TD, held for one call into the TEE at a time.
 ///
 /// `()` is the section of a host with one thread or with bounded retries instead.
@@ -41,5 +55,15 @@ impl TreeLock for () {
 
     fn exclusive<R>(&self, call: impl FnOnce() -> R) -> R {
         call()
+    }
+}
+
+impl<L: TreeLock> TreeLock for &L {
+    fn shared<R>(&self, call: impl FnOnce() -> R) -> R {
+        (**self).shared(call)
+    }
+
+    fn exclusive<R>(&self, call: impl FnOnce() -> R) -> R {
+        (**self).exclusive(call)
     }
 }

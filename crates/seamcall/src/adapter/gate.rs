@@ -10,7 +10,7 @@ use crate::{Call, Detail, Features0, Leaf, NULL_PA, Operand, Regs, Status, Trans
 /// | Operand | Feature |
 /// |---|---|
 /// | PAMT.ADD, PAMT.REMOVE; DEMOTE `R12`, `R13`; SYS.CONFIG `R8` bit 16 | [`Features0::DYNAMIC_PAMT`] |
-/// | SEPT.ADD version 1 and DEMOTE `R9` to `R11` | [`Features0::TD_PARTITIONING`] |
+/// | SEPT.ADD version 1 and DEMOTE `R9` to `R11`; `RDX` bit 0 of DEMOTE (sparse) and SEPT.RD (L2 attributes) | [`Features0::TD_PARTITIONING`] |
 ///
 /// ```
 /// use seamcall::{Features0, Status, Transport, adapter::Gate, phymem};
@@ -46,11 +46,17 @@ impl<T: Transport> Gate<T> {
             Leaf::SYS_CONFIG if !dynamic_pamt && regs.r8 & (1 << 16) != 0 => Some(Operand::R8),
             Leaf::MEM_PAGE_DEMOTE if !dynamic_pamt && regs.r12 != 0 => Some(Operand::R12),
             Leaf::MEM_PAGE_DEMOTE if !dynamic_pamt && regs.r13 != 0 => Some(Operand::R13),
-            Leaf::MEM_PAGE_DEMOTE if !partitioning => l2_page(regs),
+            Leaf::MEM_PAGE_DEMOTE if !partitioning => l2_page(regs).or(l2_flag(regs)),
+            Leaf::MEM_SEPT_RD if !partitioning => l2_flag(regs),
             _ if leaf == Leaf::MEM_SEPT_ADD.version(1) && !partitioning => l2_page(regs),
             _ => None,
         }
     }
+}
+
+/// The flag operand, if it asks for something of L2 VMs.
+fn l2_flag(regs: &Regs) -> Option<Operand> {
+    (regs.rdx & 1 != 0).then_some(Operand::RDX)
 }
 
 /// The first operand that is a page for an L2 VM.

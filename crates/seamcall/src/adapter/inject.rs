@@ -103,8 +103,7 @@ const fn refuse(leaf: Leaf, status: Status, regs: Regs) -> Regs {
     out.rax = status.raw();
     let untouched = matches!(
         leaf.number(),
-        33 | 35 | 31 // SYS.INIT, LP.INIT, KEY.CONFIG
-        | 17 | 38 | 41 // MR.FINALIZE, MEM.TRACK, PHYMEM.PAGE.WBINVD
+        31 | 17 | 38 | 41 // SYS.KEY.CONFIG, MR.FINALIZE, MEM.TRACK, PHYMEM.PAGE.WBINVD
     );
     if !untouched && !status.is(Status::INTERRUPTED_RESTARTABLE) && !status.is(Status::INTERRUPTED_RESUMABLE)
     {

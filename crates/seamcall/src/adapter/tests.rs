@@ -91,6 +91,9 @@ fn operands_of_a_missing_feature_make_no_call() {
     assert_eq!(demote(&none, paired()), Err(0xc000_ff01_0000_000c));
     assert_eq!(demote(&none, layered()), Err(0xc000_ff01_0000_000a));
     assert!(phymem::pamt_remove(&none, hpa(0x20_0000)).is_err());
+    let sparse = mem::page_demote(&none, td(), at, L2Mode::Sparse, plain()).unwrap_err();
+    assert_eq!(sparse.error.status.raw(), 0xc000_ff01_0000_0002);
+    assert_eq!(mem::sept_rd_l2(&none, td(), at).unwrap_err().status.raw(), 0xc000_ff01_0000_0002);
     let l2 = SeptPages { l1: None, l2: [Some(frame(0x201_0000)), None, None] };
     let back = mem::sept_add_v1(&none, td(), at, false, l2).unwrap_err();
     assert!(back.held.l2[0].is_some());

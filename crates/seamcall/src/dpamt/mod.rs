@@ -6,8 +6,8 @@
 //! which share regions.
 //!
 //! A [`PamtRegions`] counts the users of each region, in storage of the caller's that all TDs share: the first brings
-//! a pair ([`phymem::pamt_add`]), the last takes it away ([`phymem::pamt_remove`]). Count and call are one step under
-//! a lock of the caller's. A [`ReadySource`] is a frame source whose table pages have their pair.
+//! a pair ([`phymem::pamt_add`]), the last takes it away ([`phymem::pamt_remove`]); [`PamtRegions::vacate`] does so on the
+//! module's hint and before a 2 MiB page is mapped. Count and call are one step under a lock of the caller's. A [`ReadySource`] is a frame source whose table pages have their pair.
 //!
 //! ```
 //! use core::sync::atomic::AtomicU16;
@@ -31,7 +31,7 @@ mod tests;
 
 pub use source::ReadySource;
 
-use crate::{SeamcallError, Transport, phymem};
+use crate::{SeamcallError, Status, Transport, phymem};
 use core::sync::atomic::{AtomicU16, Ordering};
 use sept_core::{Class, Classify, Frame, Hpa, Level, Returned};
 
@@ -69,6 +69,12 @@ pub enum RegionError {
     /// The page is the first of its region, and no pair was given.
     #[error("the region of page {page:#x} needs a page pair")]
     NeedsPair {
+        /// The page.
+        page: Hpa,
+    },
+    /// Pages of the region are in use at 4 KiB.
+    #[error("the region of page {page:#x} is in use")]
+    InUse {
         /// The page.
         page: Hpa,
     },
@@ -170,6 +176,29 @@ impl<C: AsRef<[AtomicU16]>, K: MachineLock> PamtRegions<C, K> {
             };
             count.store(fewer, Ordering::Relaxed);
             Ok(pair)
+        })
+    }
+
+    /// Takes the pair of `page`'s region away if nobody counts as its user; `None` if it had none.
+    ///
+    /// Two occasions: a removal says that the region has become idle ([`Removed::pair_idle`](crate::Removed)), and the
+    /// region is about to be mapped at 2 MiB, which PAGE.AUG refuses while it has a pair. Not needed where every
+    /// [`PamtRegions::release`] succeeded.
+    ///
+    /// # Errors
+    ///
+    /// Nothing changed. [`RegionError::Outside`], [`RegionError::InUse`], or the errors of [`phymem::pamt_remove`].
+    pub fn vacate<T: Transport + ?Sized>(&self, t: &T, page: Hpa) -> Result<Option<[Hpa; 2]>, RegionError> {
+        let count = self.count(page).ok_or(RegionError::Outside { page })?;
+        self.lock.locked(|| {
+            if count.load(Ordering::Relaxed) != 0 {
+                return Err(RegionError::InUse { page });
+            }
+            match phymem::pamt_remove(t, page.align_down(Level::L2M)) {
+                Ok(pair) => Ok(Some(pair)),
+                Err(error) if error.status.is(Status::NO_PAMT_PAGE_PAIR) => Ok(None),
+                Err(error) => Err(error.into()),
+            }
         })
     }
 

@@ -51,6 +51,21 @@ fn a_refusal_counts_nothing() {
 }
 
 #[test]
+fn an_idle_region_is_vacated_and_a_used_one_is_not() {
+    let script = Script::new().then(removed).status(0xc000_0305_0000_0001).status(BUSY);
+    let regions = regions();
+    let page = hpa(BASE + 0x5000);
+    assert_eq!(regions.vacate(&script, page), Ok(Some([hpa(0x300_0000), hpa(0x300_1000)])));
+    assert_eq!(regions.vacate(&script, page), Ok(None), "there was none");
+    assert!(matches!(regions.vacate(&script, page), Err(RegionError::Seamcall(_))));
+    assert!(script.calls().iter().all(|call| (call.rax, call.rcx) == (59, BASE | 1)));
+    regions.hold(&script, page, pair()).unwrap();
+    assert_eq!(regions.vacate(&script, page), Err(RegionError::InUse { page }));
+    assert_eq!(regions.vacate(&script, hpa(0)), Err(RegionError::Outside { page: hpa(0) }));
+    assert_eq!(script.leaves(), [59, 59, 59, 58]);
+}
+
+#[test]
 fn miscounts_and_strangers() {
     let script = Script::new();
     let regions = regions();

@@ -18,7 +18,7 @@
 mod tests;
 
 use crate::{Detail, Regs, SeptState, Status};
-use sept_core::{Gpa, GpaRange, Level, TdxConfig};
+use sept_core::{Gpa, GpaEntry, GpaRange, Level, TdxConfig};
 
 const EXIT_EPT_VIOLATION: u32 = 48;
 const EXIT_TDCALL: u32 = 77;
@@ -29,7 +29,60 @@ pub const fn exit_reason(out: &Regs) -> Option<u32> {
     let status = Status::from_raw(out.rax);
     match status.detail() {
         Detail::ExitReason(reason) if status.is(Status::SUCCESS) => Some(reason),
+        // Reason 0: an exception or NMI.
+        Detail::None if status.is(Status::SUCCESS) => Some(0),
         _ => None,
+    }
+}
+
+/// What TDH.VP.ENTER came back with, as far as private memory is concerned.
+///
+/// ```
+/// use seamcall::{Regs, exit::Exit};
+/// use sept_core::TdxConfig;
+/// let out = Regs { rax: 0x9000_0205_0000_0000, ..Regs::new() };
+/// assert_eq!(Exit::decode(&out, TdxConfig::LEVELS_4), Exit::HostPriority);
+/// ```
+///
+/// Source: TDX module ABI, TDH.VP.ENTER.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Exit {
+    /// The guest needs an entry that is not there, or cannot be accepted as it is.
+    EptViolation(EptViolation),
+    /// The guest asks to convert a range.
+    MapGpa(MapGpa),
+    /// It asked with operands that make no sense.
+    BadMapGpa(MapGpaError),
+    /// A guest was kept out of an entry for too long (`HOST_PRIORITY_BUSY_TIMEOUT`): finish or give up what was begun
+    /// there, then enter again.
+    HostPriority,
+    /// Another TD exit, with its VMX exit reason.
+    Other(u32),
+    /// No plain TD exit: entry was refused, the vCPU or the TD is lost ([`Status::class`]), or an L2 VM is concerned.
+    Status(Status),
+}
+
+impl Exit {
+    /// Reads all outputs.
+    #[must_use]
+    pub const fn decode(out: &Regs, config: TdxConfig) -> Self {
+        if let Some(violation) = EptViolation::decode(out) {
+            return Self::EptViolation(violation);
+        }
+        match MapGpa::decode(out, config) {
+            Some(Ok(request)) => return Self::MapGpa(request),
+            Some(Err(error)) => return Self::BadMapGpa(error),
+            None => {}
+        }
+        let status = Status::from_raw(out.rax);
+        if status.is(Status::HOST_PRIORITY_BUSY_TIMEOUT) {
+            return Self::HostPriority;
+        }
+        match exit_reason(out) {
+            Some(reason) => Self::Other(reason),
+            None => Self::Status(status),
+        }
     }
 }
 
@@ -110,6 +163,15 @@ impl EptViolation {
             5 => ViolationKind::AttrWr,
             6 => ViolationKind::Pending,
             other => ViolationKind::Other(other),
+        }
+    }
+
+    /// The entry that a failed ACCEPT asked for: its GPA at the level requested. `None` if it was no ACCEPT.
+    #[must_use]
+    pub const fn wanted(&self) -> Option<GpaEntry> {
+        match self.accept() {
+            Some(AcceptDetails { requested: Some(level), .. }) => Some(GpaEntry::containing(self.gpa, level)),
+            _ => None,
         }
     }
 

@@ -27,6 +27,34 @@ fn accept_details() {
 }
 
 #[test]
+fn what_an_accept_wanted() {
+    let at = |rdx, r8| EptViolation::decode(&Regs { rax: 48, rdx, r8, ..Regs::new() }).unwrap().wanted();
+    let entry = |raw, level| GpaEntry::new(gpa(raw), level);
+    assert_eq!(at(0x4088_0000_0001, 0x4000_1000), entry(0x4000_1000, Level::L4K));
+    assert_eq!(at(0x0011_0000_0001, 0x4020_0000), entry(0x4020_0000, Level::L2M));
+    assert_eq!(at(0, 0x4020_0000), None);
+}
+
+#[test]
+fn exits() {
+    let config = TdxConfig::LEVELS_4;
+    let decode = |regs| Exit::decode(&regs, config);
+    assert!(matches!(decode(Regs { rax: 48, ..Regs::new() }), Exit::EptViolation(_)));
+    let request = Regs { rax: 77, r11: 0x10001, r12: 1 << 47 | 0x1000, r13: 0x1000, ..Regs::new() };
+    assert!(matches!(decode(request), Exit::MapGpa(MapGpa { to_shared: true, .. })));
+    assert!(matches!(decode(Regs { r13: 1, ..request }), Exit::BadMapGpa(MapGpaError { size: 1, .. })));
+    assert_eq!(decode(Regs { rax: 0x9000_0205_0000_0000, ..Regs::new() }), Exit::HostPriority);
+    // External interrupt, NMI, another hypercall.
+    assert_eq!(decode(Regs { rax: 1, ..Regs::new() }), Exit::Other(1));
+    assert_eq!(decode(Regs::new()), Exit::Other(0));
+    assert_eq!(decode(Regs { r11: 0x10002, ..request }), Exit::Other(77));
+    let lost = Status::from_raw(0x6000_0002_0000_0030);
+    assert_eq!(decode(Regs { rax: lost.raw(), ..Regs::new() }), Exit::Status(lost));
+    let busy = Status::from_raw(0x8000_0200_0000_0001);
+    assert_eq!(decode(Regs { rax: busy.raw(), ..Regs::new() }), Exit::Status(busy));
+}
+
+#[test]
 fn other_exits_are_none_of_it() {
     for rax in [0, 77, 1, 0x8000_0200_0000_0030, 0x6000_0002_0000_0030] {
         assert_eq!(EptViolation::decode(&Regs { rax, ..Regs::new() }), None);

@@ -18,6 +18,13 @@ fn td_life() {
 
     let expected = Regs { rdx: TDR, ..on(1, 0x101_0000) };
     sends(Script::new(), expected, |t| mng::addcx(t, td, frame(0x101_0000))).unwrap();
+    // No entropy, or a page too many: the module has written the page; busy: it has not.
+    for (status, written) in
+        [(0x8000_0203_0000_0000, true), (0xc000_0608_0000_0000, true), (0x8000_0200_0000_0001, false)]
+    {
+        let back = mng::addcx(&Script::new().status(status), td, frame(0x101_0000)).unwrap_err();
+        assert_eq!(matches!(back.held, crate::mem::MaybeTainted::Tainted(_)), written, "{status:#x}");
+    }
     let expected = Regs { rdx: 0x4000_0400, ..on(21, TDR) };
     sends(Script::new(), expected, |t| mng::init(t, td, hpa(0x4000_0400))).unwrap();
     sends(Script::new(), on(17, TDR), |t| mr::finalize(t, td)).unwrap();

@@ -83,8 +83,9 @@ fn sept_rd() {
     let script = Script::new().then(|regs| Regs { rax: 0, r8: 0x8003_0000_8001_0000, ..regs });
     let expected = Regs { rdx: TDR | 1, ..at_2m(25) };
     let (_, vms) = sends(script, expected, |t| mem::sept_rd_l2(t, tdr(), two_mib())).unwrap();
-    assert_eq!(vms.map(mem::L2Attributes::raw), [0x8001, 0, 0x8003]);
-    assert_eq!(vms.map(mem::L2Attributes::is_valid), [true, false, true]);
+    let valid = mem::L2Attributes::VALID;
+    let read_write = mem::L2Attributes::R | mem::L2Attributes::W;
+    assert_eq!(vms, [valid | mem::L2Attributes::R, mem::L2Attributes::empty(), valid | read_write]);
 }
 
 #[test]

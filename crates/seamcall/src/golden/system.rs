@@ -2,7 +2,7 @@ use super::*;
 use crate::export::{self, GpaList};
 use crate::sys::{self, TdmrProgress};
 use crate::testing::{entry, frame, frame_of};
-use crate::{FieldId, Hkid};
+use crate::{FieldId, Hkid, mng::KeyConfig};
 use sept_core::Level;
 
 fn on(rax: u64) -> Regs {
@@ -13,7 +13,9 @@ fn on(rax: u64) -> Regs {
 fn bring_up() {
     sends(Script::new(), on(33), sys::init).unwrap();
     sends(Script::new(), on(35), sys::lp_init).unwrap();
-    sends(Script::new(), on(31), sys::key_config).unwrap();
+    assert_eq!(sends(Script::new(), on(31), sys::key_config), Ok(KeyConfig::Configured));
+    let again = Script::new().status(0x0000_0815_0000_0000);
+    assert_eq!(sends(again, on(31), sys::key_config), Ok(KeyConfig::Already));
     sends(Script::new(), on(44), sys::lp_shutdown).unwrap();
     sends(Script::new(), on(53), sys::update).unwrap();
     sends(Script::new(), Regs { rcx: 3, ..on(52) }, |t| sys::shutdown(t, 3)).unwrap();

@@ -1,5 +1,6 @@
 //! Structures in memory and packed words, exactly as the module reads and writes them.
 
+mod gpa_list;
 mod pamt;
 mod params;
 mod sept;
@@ -7,6 +8,7 @@ mod tdmr;
 #[cfg(test)]
 mod tests;
 
+pub use gpa_list::{GpaListEntry, GpaListFlags, GpaListInfo, GpaListOperation, GpaListPage, GpaListStatus};
 pub use pamt::{PageType, PamtEntry};
 pub use params::{Attributes, ConfigFlags, CpuidValue, EptpControls, TdParams};
 pub use sept::SeptLayout;

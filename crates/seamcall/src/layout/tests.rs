@@ -90,6 +90,40 @@ fn pamt_entries() {
     }
 }
 
+/// Bit positions from the module's header; statuses in the order of its enumeration.
+#[test]
+fn gpa_lists() {
+    let info = GpaListInfo::new(Hpa::new(0x5000).unwrap(), 2, 511).unwrap();
+    assert_eq!(info.raw(), 0xff80_0000_0000_5010);
+    assert_eq!((info.first(), info.last(), info.list().raw()), (2, 511, 0x5000));
+    assert_eq!(info.resumed(0x7f80_0000_0009_9000 | 40 << 3).raw(), 0xff80_0000_0000_5140);
+    assert!(GpaListInfo::new(Hpa::new(0x5800).unwrap(), 0, 1).is_none());
+    assert!(GpaListInfo::new(Hpa::new(0x5000).unwrap(), 2, 1).is_none());
+    assert!(GpaListInfo::new(Hpa::new(0x5000).unwrap(), 2, 512).is_none());
+
+    let at = sept_core::GpaEntry::new(sept_core::Gpa::new(0x4000_1000).unwrap(), Level::L4K).unwrap();
+    let entry = GpaListEntry::new(at, GpaListOperation::Migrate);
+    assert_eq!(entry.raw(), 0x0010_0000_4000_1000);
+    // Pending, mapped by VM 2, the walk failed.
+    let answer = GpaListEntry::from_raw(0x0200_0000_4000_1104);
+    assert_eq!((answer.gpa().raw(), answer.level()), (0x4000_1000, Some(Level::L4K)));
+    assert_eq!(answer.flags(), GpaListFlags::PENDING | GpaListFlags::L2_VM2);
+    assert_eq!((answer.operation(), answer.status()), (GpaListOperation::Nop, GpaListStatus::SeptWalkFailed));
+    for (raw, status) in (0..16).zip(GpaListStatus::ALL) {
+        assert_eq!((status.raw(), GpaListStatus::from_raw(raw)), (raw, *status));
+    }
+    for (raw, operation) in [
+        (0, GpaListOperation::Nop),
+        (1, GpaListOperation::Migrate),
+        (2, GpaListOperation::Cancel),
+        (3, GpaListOperation::Remigrate),
+    ] {
+        assert_eq!(GpaListEntry::new(at, operation).raw() >> 52, raw);
+        assert_eq!(GpaListEntry::from_raw(raw << 52).operation(), operation);
+    }
+    assert_eq!([entry; 2].as_bytes()[8..16], entry.raw().to_le_bytes());
+}
+
 #[test]
 fn td_params_bytes() {
     let mut params = TdParams::new(TdxConfig::LEVELS_4, Attributes::DEBUG | Attributes::PERFMON, 0x0102);

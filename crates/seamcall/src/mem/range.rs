@@ -37,7 +37,7 @@ pub fn range_block<T: Transport + ?Sized>(t: &T, td: Tdr, at: GpaEntry) -> Resul
 
 /// TDH.MEM.RANGE.UNBLOCK (39): shows `at` again.
 ///
-/// Operands: `RCX` entry (any level), `RDX` TDR. Entry NL_BLOCKED, BLOCKED or PENDING_BLOCKED; tracked while the TD
+/// Operands: `RCX` entry (any level), `RDX` TDR. Op states as [`range_block`]. Entry NL_BLOCKED, BLOCKED or PENDING_BLOCKED; tracked while the TD
 /// runs. Write-blocking is forgotten: the result is MAPPED or PENDING. Tree lock exclusive.
 ///
 /// # Errors

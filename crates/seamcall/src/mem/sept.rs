@@ -2,6 +2,7 @@
 
 use crate::operand::{Removed, invoke_at, mapping, optional_page};
 use crate::{EntryInfo, Leaf, NULL_PA, Operand, Regs, SeamcallError, Tdr, Transport, error::require_level};
+use bitflags::bitflags;
 use sept_core::{Frame, GpaEntry, Hpa, Level, Returned};
 
 const ALLOW_EXISTING: u64 = 1;
@@ -135,29 +136,37 @@ pub fn sept_rd<T: Transport + ?Sized>(t: &T, td: Tdr, at: GpaEntry) -> Result<En
     invoke_at(t, Leaf::MEM_SEPT_RD, at, mapping(td, at)).map(|out| EntryInfo::new(out.rcx, out.rdx))
 }
 
-/// Attributes of a page for one L2 VM.
-///
-/// Bits: R 0, W 1, supervisor X 2, user X 3, VGP 4, PWA 5, SSS 6, SVE 7, valid 15.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub struct L2Attributes(u16);
-
-impl L2Attributes {
-    /// The 16 bits.
-    #[must_use]
-    pub const fn raw(self) -> u16 {
-        self.0
-    }
-
-    /// Whether the VM has an entry here.
-    #[must_use]
-    pub const fn is_valid(self) -> bool {
-        self.0 & 1 << 15 != 0
+bitflags! {
+    /// Attributes of a page for one L2 VM. Unknown bits are kept.
+    ///
+    /// Source: TDX module ABI, GPA_ATTR.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+    pub struct L2Attributes: u16 {
+        /// Read.
+        const R = 1 << 0;
+        /// Write.
+        const W = 1 << 1;
+        /// Fetch in supervisor mode.
+        const XS = 1 << 2;
+        /// Fetch in user mode.
+        const XU = 1 << 3;
+        /// Verify guest paging.
+        const VGP = 1 << 4;
+        /// Paging-write access.
+        const PWA = 1 << 5;
+        /// Supervisor shadow stack.
+        const SSS = 1 << 6;
+        /// Suppress #VE.
+        const SVE = 1 << 7;
+        /// The VM has an entry here.
+        const VALID = 1 << 15;
+        const _ = !0;
     }
 }
 
 /// TDH.MEM.SEPT.RD (25) of a debug TD: reads the entry and the attributes for L2 VMs 1 to 3.
 ///
-/// Operands: `RCX` entry, `RDX` TDR and bit 0. Outputs: `RCX`, `RDX`, `R8`.
+/// Operands: `RCX` entry, `RDX` TDR and bit 0. Outputs: `RCX`, `RDX`, `R8`. State as [`sept_rd`], of a debug TD.
 ///
 /// # Errors
 ///
@@ -173,7 +182,8 @@ pub fn sept_rd_l2<T: Transport + ?Sized>(
     let base = mapping(td, at);
     let out = invoke_at(t, Leaf::MEM_SEPT_RD, at, Regs { rdx: base.rdx | READ_L2, ..base })?;
     let [_, _, a0, a1, b0, b1, c0, c1] = out.r8.to_le_bytes();
-    let vms = [[a0, a1], [b0, b1], [c0, c1]].map(|bytes| L2Attributes(u16::from_le_bytes(bytes)));
+    let vms =
+        [[a0, a1], [b0, b1], [c0, c1]].map(|bytes| L2Attributes::from_bits_retain(u16::from_le_bytes(bytes)));
     Ok((EntryInfo::new(out.rcx, out.rdx), vms))
 }
 
@@ -218,7 +228,7 @@ impl RemovedTable {
 
 /// TDH.MEM.SEPT.REMOVE (30), version 1: as [`sept_remove`], and reports the pages of L2 tables.
 ///
-/// Operands: `RCX` entry, `RDX` TDR. Outputs: `RCX`, `R9` to `R11`.
+/// Operands: `RCX` entry, `RDX` TDR. Outputs: `RCX`, `R9` to `R11`. State as [`sept_remove`].
 ///
 /// # Errors
 ///

@@ -28,7 +28,7 @@ pub enum MaybeTainted {
 }
 
 impl MaybeTainted {
-    const fn new(frame: Frame, tainted: bool) -> Self {
+    pub(crate) const fn new(frame: Frame, tainted: bool) -> Self {
         if tainted { Self::Tainted(frame.taint()) } else { Self::Clean(frame) }
     }
 }
@@ -238,7 +238,7 @@ pub fn page_promote<T: Transport + ?Sized>(
 
 /// TDH.MEM.PAGE.PROMOTE (23), version 1: as [`page_promote`], and reports the pages of L2 tables.
 ///
-/// Operands: `RCX` entry, `RDX` TDR. Outputs: `RCX`, `R9` to `R11`, and `R12`, `R13`.
+/// Operands: `RCX` entry, `RDX` TDR. Outputs: `RCX`, `R9` to `R11`, and `R12`, `R13`. State as [`page_promote`].
 ///
 /// # Errors
 ///

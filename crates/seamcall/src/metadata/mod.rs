@@ -120,6 +120,9 @@ impl FieldId {
         Self(raw)
     }
 
+    /// Names no field: the answer after the last, and the question for the first.
+    pub const NONE: Self = Self(u64::MAX);
+
     /// A "next field" output: all ones after the last.
     pub(crate) const fn next(raw: u64) -> Option<Self> {
         if raw == u64::MAX { None } else { Some(Self(raw)) }

@@ -3,6 +3,8 @@
 mod codes;
 mod detail;
 #[cfg(test)]
+mod table;
+#[cfg(test)]
 mod tests;
 
 pub use detail::{Detail, Operand};

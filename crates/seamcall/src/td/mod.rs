@@ -8,7 +8,7 @@ mod tests;
 pub use error::TdError;
 pub use external::TablePages;
 
-use crate::{EntryInfo, Hkid, KeyIdBits, SeamcallError, Status, Tdr, Transport, mr};
+use crate::{EntryInfo, Hkid, KeyIdBits, Leaf, SeamcallError, Status, Tdr, Transport, mem, mr};
 use core::hint;
 use sept_core::{FrameKind, Gpa, GpaEntry, Hpa, Shootdown, TdxConfig, TreeLock};
 
@@ -16,7 +16,7 @@ use sept_core::{FrameKind, Gpa, GpaEntry, Hpa, Shootdown, TdxConfig, TreeLock};
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[expect(clippy::exhaustive_structs, reason = "one number for each status that is worth a repetition")]
 pub struct RetryBudget {
-    /// After `OPERAND_BUSY`, and TRACK after `PREVIOUS_TLB_EPOCH_BUSY`.
+    /// After `OPERAND_BUSY` and `SYS_BUSY`, and TRACK after `PREVIOUS_TLB_EPOCH_BUSY`.
     pub busy: u32,
     /// After `INTERRUPTED_RESTARTABLE`.
     pub restartable: u32,
@@ -28,6 +28,41 @@ impl RetryBudget {
 
     /// Every refusal comes out at once.
     pub const NONE: Self = Self { busy: 0, restartable: 0 };
+
+    /// Whether the call that `error` refused is worth making once more with the same operands; takes one repetition
+    /// out of the budget.
+    ///
+    /// That is so after `OPERAND_BUSY`, `SYS_BUSY` and `INTERRUPTED_RESTARTABLE`. After `PREVIOUS_TLB_EPOCH_BUSY` vCPUs
+    /// have to be kicked first; `INTERRUPTED_RESUMABLE` needs other operands, see [`ranges`](crate::ranges).
+    ///
+    /// ```
+    /// use seamcall::{RetryBudget, SeamcallError, Tdr, Transport, mem};
+    /// use sept_core::GpaEntry;
+    ///
+    /// fn unblock<T: Transport>(t: &T, td: Tdr, at: GpaEntry, mut budget: RetryBudget) -> Result<(), SeamcallError> {
+    ///     loop {
+    ///         match mem::range_unblock(t, td, at) {
+    ///             Err(error) if budget.spend(&error) => core::hint::spin_loop(),
+    ///             result => return result,
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    #[must_use = "a budget that is used up says so here"]
+    pub const fn spend(&mut self, error: &SeamcallError) -> bool {
+        let budget = match error.status.code() {
+            Status::OPERAND_BUSY | Status::SYS_BUSY => &mut self.busy,
+            Status::INTERRUPTED_RESTARTABLE => &mut self.restartable,
+            _ => return false,
+        };
+        match budget.checked_sub(1) {
+            Some(rest) => {
+                *budget = rest;
+                true
+            }
+            None => false,
+        }
+    }
 }
 
 impl Default for RetryBudget {
@@ -174,7 +209,8 @@ impl<O: Observe + ?Sized> Observe for &O {
 /// One TD: where to call, how to make its vCPUs leave, and the section around each call.
 ///
 /// As [`External`](sept_core::External), it makes each change of one S-EPT entry. All its retries are bounded by
-/// [`TdDescription::budget`]; the section is held for one SEAMCALL at a time.
+/// [`TdDescription::budget`]; the section is held for one SEAMCALL at a time. When it gives up because the lock of an entry
+/// was taken, it reads the entry (SEPT.RD, under the same budget), so that the module lets the guest accept it again.
 #[derive(Debug)]
 pub struct Td<T, S, L = (), O = ()> {
     transport: T,
@@ -266,23 +302,30 @@ impl<T: Transport, S: Shootdown, L: TreeLock, O: Observe> Td<T, S, L, O> {
         self.retried(|| self.lock.exclusive(&call))
     }
 
-    /// Repeats a call while it is busy or interrupted, each time from the same operands.
+    /// Repeats a call while it is busy or interrupted, each time from the same operands. Gives up an entry whose lock
+    /// it did not get.
     fn retried<R>(&self, call: impl Fn() -> Result<R, SeamcallError>) -> Result<R, SeamcallError> {
-        let RetryBudget { mut busy, mut restartable } = self.description.budget;
+        let result = self.repeated(call);
+        if let Err(SeamcallError { at: Some(at), leaf, .. }) = result
+            && leaf != Leaf::MEM_SEPT_RD
+            && result.as_ref().is_err_and(SeamcallError::is_entry_busy)
+        {
+            // Answer and failure are the same to us: a guest that is kept out tries again, and so does our caller.
+            let _ = self.repeated(|| self.lock.shared(|| mem::sept_rd(&self.transport, self.tdr(), at)));
+        }
+        result
+    }
+
+    fn repeated<R>(&self, call: impl Fn() -> Result<R, SeamcallError>) -> Result<R, SeamcallError> {
+        let mut budget = self.description.budget;
         loop {
-            let error = match call() {
-                Ok(result) => return Ok(result),
-                Err(error) => error,
-            };
-            let budget = match error.status.code() {
-                Status::OPERAND_BUSY => &mut busy,
-                Status::INTERRUPTED_RESTARTABLE => &mut restartable,
-                _ => return Err(error),
-            };
-            let Some(rest) = budget.checked_sub(1) else { return Err(error) };
-            *budget = rest;
-            self.observer.notice(Notice::Retry(error));
-            hint::spin_loop();
+            match call() {
+                Err(error) if budget.spend(&error) => {
+                    self.observer.notice(Notice::Retry(error));
+                    hint::spin_loop();
+                }
+                result => return result,
+            }
         }
     }
 }

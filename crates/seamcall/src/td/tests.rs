@@ -89,7 +89,7 @@ fn budgets_bound_retries() {
     let (rax, rcx, rdx) = BUSY_ENTRY;
     let busy = td(Script::new().details(rax, rcx, rdx).details(rax, rcx, rdx).details(rax, rcx, rdx));
     let error = busy.unblock(two_mib()).unwrap_err();
-    assert_eq!((error.class(), busy.transport().calls().len()), (Class::Quiesce, 3));
+    assert_eq!((error.class(), busy.transport().leaves()), (Class::Quiesce, vec![39, 39, 39, 25]));
 
     let script = (0..4).fold(Script::new(), |script, _| script.status(RESTARTABLE));
     let interrupted = td(script);
@@ -104,6 +104,32 @@ fn budgets_bound_retries() {
     let td = td(Script::new().status(0xc000_0b08_0000_0001));
     assert_eq!(td.unblock(two_mib()).unwrap_err().class(), Class::Quiesce);
     assert_eq!(td.transport().calls().len(), 1);
+}
+
+/// A refused call leaves the host-priority flag on the entry; SEPT.RD takes it away, so that the guest can accept.
+#[test]
+fn an_entry_that_is_given_up_is_read() {
+    let (rax, rcx, rdx) = BUSY_ENTRY;
+    let busy = |script: Script| script.details(rax, rcx, rdx);
+    let td =
+        with(busy(busy(Script::new())), description().with_budget(RetryBudget { busy: 1, restartable: 0 }));
+    assert!(td.split(two_mib(), td.gather(two_mib(), None, &mut shelf()).unwrap()).is_err());
+    assert_eq!(td.transport().leaves(), [15, 15, 25]);
+    assert_eq!(td.transport().calls()[2], Regs { rax: 25, rcx: 0x4000_0001, rdx: 0x100_0000, ..Regs::new() });
+
+    // The reader is bounded too, and is not read itself.
+    let script = (0..9).fold(Script::new(), |script, _| busy(script));
+    let td = with(script, description().with_budget(RetryBudget { busy: 1, restartable: 0 }));
+    assert!(td.block(two_mib()).is_err());
+    assert_eq!(td.transport().leaves(), [7, 7, 25, 25]);
+    assert!(td.probe(two_mib()).is_err());
+    assert_eq!(td.transport().leaves().len(), 6);
+
+    // Other locks leave no flag.
+    let script = (0..3).fold(Script::new(), |script, _| script.status(0x8000_0200_0000_0092));
+    let td = self::td(script);
+    assert!(td.block(two_mib()).is_err());
+    assert_eq!(td.transport().leaves(), [7, 7, 7]);
 }
 
 #[test]

@@ -1,0 +1,8 @@
+//! Misuse that must not compile, and what the compiler says to it.
+//!
+//! The `.stderr` files hold the words of the compiler that is current when they change; `TRYBUILD=overwrite` renews them.
+
+#[test]
+fn does_not_compile() {
+    trybuild::TestCases::new().compile_fail("tests/misuse/*.rs");
+}

@@ -1,0 +1,8 @@
+//! A call cannot be put together from its fields.
+use seamcall::{Call, Regs};
+
+fn forged(regs: Regs) -> Call {
+    Call { regs }
+}
+
+fn main() {}

@@ -1,0 +1,9 @@
+//! The wrappers, the adapters and [`Td`](seamcall::Td) against a software TDX module.
+#![expect(clippy::unwrap_used, clippy::arithmetic_side_effects, reason = "a test may fail by panicking")]
+
+mod adapters;
+mod bench;
+mod life;
+#[cfg(feature = "std")]
+mod line;
+mod rules;
