@@ -26,6 +26,7 @@
 mod abi;
 mod builder;
 mod config;
+mod digest;
 mod faults;
 mod foreign;
 mod guest;
