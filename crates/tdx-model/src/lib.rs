@@ -25,6 +25,7 @@
 
 mod abi;
 mod builder;
+mod call;
 mod config;
 mod digest;
 mod faults;
@@ -38,6 +39,7 @@ mod machine;
 mod memory;
 mod pamt;
 mod sept;
+mod session;
 mod state;
 mod stats;
 mod td;
@@ -56,5 +58,6 @@ pub use guest::{Accept, EPT_VIOLATION, EptViolation, Guest, GuestFault, TdExit};
 pub use host::{Content, Seen};
 pub use machine::{Lp, Machine, PageInfo, RawEntry, TdInfo};
 pub use sept::EntryState;
+pub use session::{Contention, Pause, PauseHook, Point};
 pub use stats::Stats;
 pub use violation::{Violation, ViolationKind};

@@ -1,14 +1,13 @@
-//! The module's state and the frame of a call: operands in, locks held, registers out.
+//! The module's state, and the checks that leaves have in common.
 
 use std::sync::Arc;
 
-use seamcall::Regs;
-
 use crate::abi::{Lifecycle, Operand, PAGE, PageType, Status, op_state, size_of_level};
+use crate::call::{Ctx, Held, HeldLocks};
 use crate::config::Config;
 use crate::faults::FaultPlan;
 use crate::foreign::ForeignHold;
-use crate::lock::Mode;
+use crate::lock::{Lock, Mode};
 use crate::memory::Memory;
 use crate::sept;
 use crate::stats::Counters;
@@ -31,6 +30,11 @@ pub(crate) struct State {
     pub(crate) faults: FaultPlan,
     pub(crate) log: Log,
     pub(crate) foreign: Vec<ForeignHold>,
+    pub(crate) key_table_lock: Lock,
+    /// By package.
+    pub(crate) write_back_locks: Vec<Lock>,
+    /// Locks of calls that pause while others run, by the number of their pause.
+    pub(crate) in_flight: Vec<(u64, HeldLocks)>,
 }
 
 /// A key id in the key ownership table.
@@ -42,65 +46,6 @@ pub(crate) enum KeyState {
     Assigned,
     /// The TD is blocked; one bit per package whose caches are still to be written back.
     Flushing(u32),
-}
-
-/// A lock taken during a call and given back at its end.
-#[derive(Clone, Copy, Debug)]
-enum Held {
-    /// An explicit page operand with its parents.
-    Path(u64, u8, Mode),
-    /// One PAMT entry.
-    Page(u64, u8, Mode),
-    OpState(usize),
-    Tree(usize, Mode),
-    Entry(u32, usize),
-}
-
-/// One SEAMCALL in progress.
-#[derive(Debug)]
-pub(crate) struct Ctx {
-    pub(crate) lp: u32,
-    pub(crate) leaf: u16,
-    pub(crate) version: u8,
-    pub(crate) regs: Regs,
-    pub(crate) out: Regs,
-    held: [Option<Held>; 12],
-    count: usize,
-}
-
-impl Ctx {
-    pub(crate) fn new(lp: u32, regs: Regs) -> Self {
-        Self {
-            lp,
-            leaf: regs.rax as u16,
-            version: (regs.rax >> 16) as u8,
-            regs,
-            out: regs,
-            held: [None; 12],
-            count: 0,
-        }
-    }
-
-    fn hold(&mut self, lock: Held) {
-        self.held[self.count] = Some(lock);
-        self.count += 1;
-    }
-
-    /// Keeps the page locks taken so far beyond the end of the call; other locks are given back.
-    pub(crate) fn keep_pages(&mut self) {
-        for held in &mut self.held[..self.count] {
-            if matches!(held, Some(Held::Path(..) | Held::Page(..))) {
-                *held = None;
-            }
-        }
-    }
-
-    /// Ends a call that lost its work to an interrupt: RCX and RDX as they came.
-    pub(crate) fn interrupted(&mut self) -> Status {
-        self.out.rcx = self.regs.rcx;
-        self.out.rdx = self.regs.rdx;
-        Status::INTERRUPTED_RESTARTABLE
-    }
 }
 
 /// An S-EPT entry that a walk reached.
@@ -148,6 +93,7 @@ impl State {
         Self {
             keys: keys.collect(),
             wb_interrupted: vec![false; cfg.packages as usize],
+            write_back_locks: vec![Lock::default(); cfg.packages as usize],
             cfg: Arc::new(cfg),
             mem: Memory::new(),
             tds: Vec::new(),
@@ -155,6 +101,8 @@ impl State {
             faults: FaultPlan::default(),
             log: Log::default(),
             foreign: Vec::new(),
+            key_table_lock: Lock::default(),
+            in_flight: Vec::new(),
         }
     }
 
@@ -183,24 +131,6 @@ impl State {
 
     pub(crate) fn lock_bit(&self) -> u64 {
         1 << self.cfg.profile.entry_lock_bit
-    }
-
-    /// Gives back every lock of the call.
-    pub(crate) fn release(&mut self, c: &mut Ctx) {
-        while c.count > 0 {
-            c.count -= 1;
-            match c.held[c.count].take() {
-                Some(Held::Path(hpa, level, mode)) => self.mem.pamt_unwalk(&self.cfg, hpa, level, mode),
-                Some(Held::Page(hpa, level, mode)) => self.mem.pamt_unlock(&self.cfg, hpa, level, mode),
-                Some(Held::OpState(td)) => self.td_mut(td).op_lock.release(Mode::Shared),
-                Some(Held::Tree(td, mode)) => self.td_mut(td).tree_lock.release(mode),
-                Some(Held::Entry(table, index)) => {
-                    let bit = self.lock_bit();
-                    self.mem.table_mut(table)[index] &= !bit;
-                }
-                None => {}
-            }
-        }
     }
 
     /// Checks the form of an explicit page operand: alignment, key id, width; then that the module may use it.

@@ -11,6 +11,7 @@ use crate::faults::Interrupts;
 use crate::foreign::{Hold, TdLock};
 use crate::guest::{Accept, TdExit};
 use crate::lock::Mode;
+use crate::session::Session;
 use crate::state::State;
 
 /// What differs: which register or result, expected, got.
@@ -30,7 +31,7 @@ pub(super) struct Holds {
 }
 
 pub(super) fn perform(
-    state: &mut State,
+    state: &mut Session<'_>,
     holds: &mut Holds,
     start: &Start,
     step: &Step,
@@ -56,7 +57,7 @@ pub(super) fn perform(
 }
 
 /// A SEAMCALL on the host's logical processor.
-fn call(state: &mut State, step: &Step, rax: u64) -> Differences {
+fn call(state: &mut Session<'_>, step: &Step, rax: u64) -> Differences {
     let input = step.input.regs(rax);
     let got = state.seamcall(0, input);
     let mut differences = compare_regs(&step.out.regs(input), &got);
@@ -87,7 +88,7 @@ fn differ<T: PartialEq + core::fmt::Debug>(what: &'static str, expected: &T, got
 }
 
 /// A guest's ACCEPT.
-fn accept(state: &mut State, start: &Start, step: &Step) -> Result<Differences, String> {
+fn accept(state: &mut Session<'_>, start: &Start, step: &Step) -> Result<Differences, String> {
     let (tdvpr, _) = start.vcpu(step.td, step.vcpu)?;
     let (td, vcpu) = state.vcpu_of(tdvpr).ok_or("the vCPU is gone")?;
     if !state.td(td).vcpus[vcpu].inside {
@@ -107,7 +108,7 @@ fn accept(state: &mut State, start: &Start, step: &Step) -> Result<Differences, 
 }
 
 fn simulate(
-    state: &mut State,
+    state: &mut Session<'_>,
     holds: &mut Holds,
     start: &Start,
     pseudo: &str,
@@ -157,7 +158,7 @@ fn simulate(
     Ok(Outcome::Differences(differences))
 }
 
-fn enter(state: &mut State, start: &Start, step: &Step) -> Result<Differences, String> {
+fn enter(state: &mut Session<'_>, start: &Start, step: &Step) -> Result<Differences, String> {
     let (tdvpr, lp) = start.vcpu(step.input.td, step.input.vcpu)?;
     let status = state.enter_guest(lp, tdvpr).err();
     let mut differences = differ("entered", &step.out.entered, &Some(status.is_none()));
