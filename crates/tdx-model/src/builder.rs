@@ -26,6 +26,7 @@ impl Default for MachineBuilder {
                 tdmrs: Vec::new(),
                 packages: 1,
                 audit: false,
+                tracking_enforced: true,
             },
             contention: Contention::None,
         }
@@ -101,6 +102,15 @@ impl MachineBuilder {
     #[must_use]
     pub const fn audit(mut self, audit: bool) -> Self {
         self.config.audit = audit;
+        self
+    }
+
+    /// `false`: the module no longer refuses work on pages that were not blocked and tracked. The machine then shows
+    /// whether a host fences by itself: where it does not, a guest uses a page it no longer owns, and
+    /// [`ViolationKind::StaleTranslation`](crate::ViolationKind::StaleTranslation) says which.
+    #[must_use]
+    pub const fn enforce_tracking(mut self, enforced: bool) -> Self {
+        self.config.tracking_enforced = enforced;
         self
     }
 

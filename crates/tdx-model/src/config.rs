@@ -177,6 +177,7 @@ pub(crate) struct Config {
     pub(crate) tdmrs: Vec<Tdmr>,
     pub(crate) packages: u32,
     pub(crate) audit: bool,
+    pub(crate) tracking_enforced: bool,
 }
 
 impl Config {

@@ -338,7 +338,7 @@ impl State {
         let target = sept::address(&self.cfg, slot.entry, slot.level) + offset;
         if let Some(cached) = self.td(td).vcpus[vcpu].translations.get(page) {
             if !leaf || cached != target {
-                self.violate(ViolationKind::StaleTranslation, cached, self.td(td).hkid);
+                self.violate_stale(td, vcpu, page, cached);
             }
             return Ok(cached);
         }

@@ -127,7 +127,7 @@ impl State {
             }
             for (gpa, hpa) in vcpu.translations.iter() {
                 let entry = self.mem.leaf_entry(&self.cfg, hpa).entry;
-                if (entry.kind(), entry.owner()) != (PageType::Reg, td.tdr) {
+                if self.cfg.tracking_enforced && (entry.kind(), entry.owner()) != (PageType::Reg, td.tdr) {
                     let what = "can still reach a page that is not the TD's";
                     census.broken.push(format!("vCPU {:#x} {what}: {gpa:#x} at {hpa:#x}", vcpu.tdvpr));
                 }

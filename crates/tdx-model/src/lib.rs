@@ -60,4 +60,4 @@ pub use machine::{Lp, Machine, PageInfo, RawEntry, TdInfo};
 pub use sept::EntryState;
 pub use session::{Contention, Pause, PauseHook, Point};
 pub use stats::Stats;
-pub use violation::{Violation, ViolationKind};
+pub use violation::{Stale, Violation, ViolationKind};

@@ -1,8 +1,9 @@
 //! The module's state, and the checks that leaves have in common.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::abi::{Lifecycle, Operand, PAGE, PageType, Status, op_state, size_of_level};
+use crate::abi::{Leaf, Lifecycle, Operand, PAGE, PageType, Status, op_state, size_of_level};
 use crate::call::{Ctx, Held, HeldLocks};
 use crate::config::Config;
 use crate::faults::FaultPlan;
@@ -12,7 +13,7 @@ use crate::memory::Memory;
 use crate::sept;
 use crate::stats::Counters;
 use crate::td::{MIN_TDCX, Td};
-use crate::violation::{Log, Violation, ViolationKind};
+use crate::violation::{Log, Stale, Violation, ViolationKind};
 
 /// Outcome of a leaf: an error is any status that is not zero, informational ones included.
 pub(crate) type Answer<T = ()> = Result<T, Status>;
@@ -30,6 +31,8 @@ pub(crate) struct State {
     pub(crate) faults: FaultPlan,
     pub(crate) log: Log,
     pub(crate) foreign: Vec<ForeignHold>,
+    /// Which call took a page away, where that can go wrong.
+    pub(crate) taken: HashMap<u64, (Leaf, u64)>,
     pub(crate) key_table_lock: Lock,
     /// By package.
     pub(crate) write_back_locks: Vec<Lock>,
@@ -101,6 +104,7 @@ impl State {
             faults: FaultPlan::default(),
             log: Log::default(),
             foreign: Vec::new(),
+            taken: HashMap::new(),
             key_table_lock: Lock::default(),
             in_flight: Vec::new(),
         }
@@ -117,7 +121,23 @@ impl State {
 
     pub(crate) fn violate(&mut self, kind: ViolationKind, hpa: u64, key: u16) {
         let call = self.counters.total();
-        self.log.record(Violation { kind, hpa, key, call });
+        self.log.record(Violation { kind, hpa, key, call, stale: None });
+    }
+
+    /// A guest used a cached translation to a page that is not there any more.
+    pub(crate) fn violate_stale(&mut self, td: usize, vcpu: usize, gpa: u64, hpa: u64) {
+        let taken_by =
+            (0..=2u8).find_map(|level| self.taken.get(&(hpa & !(size_of_level(level) - 1))).copied());
+        let (call, domain) = (self.counters.total(), self.td(td));
+        let stale = Stale { gpa, entered: domain.vcpus[vcpu].epoch, epoch: domain.td_epoch, taken_by };
+        let key = domain.hkid;
+        self.log.record(Violation {
+            kind: ViolationKind::StaleTranslation,
+            hpa,
+            key,
+            call,
+            stale: Some(stale),
+        });
     }
 
     /// Bits an S-EPT entry of the TD carries besides the address.
@@ -354,7 +374,7 @@ impl State {
 
     /// In a tracked operation state: the entry is blocked and its epoch retired.
     pub(crate) fn require_tracking(&self, c: &mut Ctx, slot: &Slot, page: u64, page_level: u8) -> Answer {
-        if !self.td(slot.td).is_tracked() || !slot.state().needs_tracking() {
+        if !self.cfg.tracking_enforced || !self.td(slot.td).is_tracked() || !slot.state().needs_tracking() {
             return Ok(());
         }
         if !slot.state().any_blocked() {

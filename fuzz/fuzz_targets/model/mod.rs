@@ -268,19 +268,8 @@ impl World {
     pub fn call(&self, lp: u32, regs: Regs) -> u64 {
         let before = self.machine.digest();
         let out = self.machine.lp(lp).raw(regs);
-        self.judge(before, regs, &out);
+        judge(&self.machine, before, regs, &out);
         out.rax
-    }
-
-    pub fn judge(&self, before: u64, regs: Regs, out: &Regs) {
-        if out.rax >> 32 != 0 {
-            assert_eq!(
-                before,
-                self.machine.digest(),
-                "{regs:x?} answered {:?} and changed something",
-                Status(out.rax)
-            );
-        }
     }
 
     fn retire(&self, lp: u32, leaf: u8, td: bool, entry: Entry, page: u8) {
@@ -294,7 +283,7 @@ impl World {
         ];
         let regs = self.operands(LEAVES[usize::from(leaf) % LEAVES.len()], td, entry, page);
         self.call(lp, Regs { rax: Leaf::RangeBlock as u64, ..regs });
-        self.tds[usize::from(td)].vcpus.iter().for_each(|&vcpu| drop(self.machine.guest(vcpu).exit()));
+        self.tds[usize::from(td)].vcpus.iter().for_each(|&vcpu| _ = self.machine.guest(vcpu).exit());
         self.call(lp, self.operands(Leaf::MemTrack, td, entry, page));
         self.call(lp, regs);
     }
@@ -314,10 +303,10 @@ impl World {
                 self.regs(step).map(|regs| self.call(lp, regs));
             }
             Step::Retire { leaf, td, entry, page } => self.retire(lp, leaf, td, entry, page),
-            Step::Enter { td, vcpu } => drop(guest(td, vcpu).enter(vcpu.into())),
-            Step::Exit { td, vcpu } => drop(guest(td, vcpu).exit()),
-            Step::Accept { td, vcpu, entry } => drop(guest(td, vcpu).accept_raw(0, entry.raw())),
-            Step::Read { td, vcpu, entry } => drop(guest(td, vcpu).read(Gpa::truncate(entry.raw() & !7))),
+            Step::Enter { td, vcpu } => _ = guest(td, vcpu).enter(vcpu.into()),
+            Step::Exit { td, vcpu } => _ = guest(td, vcpu).exit(),
+            Step::Accept { td, vcpu, entry } => _ = guest(td, vcpu).accept_raw(0, entry.raw()),
+            Step::Read { td, vcpu, entry } => _ = guest(td, vcpu).read(Gpa::truncate(entry.raw() & !7)),
             Step::Write { td, vcpu, entry, pattern } => {
                 drop(guest(td, vcpu).write(Gpa::truncate(entry.raw() & !7), pattern.into()));
             }
@@ -340,15 +329,28 @@ impl World {
                 machine.set_interrupts(Some(Interrupts { after, events, host_interruptible: host }));
             }
             Step::MemoryError { page } => {
-                drop(machine.consume_memory_error(Hpa::truncate(SMALL + u64::from(page) % 64 * PAGE)))
+                _ = machine.consume_memory_error(Hpa::truncate(SMALL + u64::from(page) % 64 * PAGE))
             }
         }
     }
 
     /// Every invariant of the module's state.
     pub fn check(&self) {
-        let broken = self.machine.check_invariants();
-        assert!(broken.is_empty(), "{broken:#?}");
+        check(&self.machine);
+    }
+}
+
+/// Every invariant of the module's state.
+pub fn check(machine: &Machine) {
+    let broken = machine.check_invariants();
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+/// A call that was refused may have changed nothing.
+pub fn judge(machine: &Machine, before: u64, regs: Regs, out: &Regs) {
+    if out.rax >> 32 != 0 {
+        let status = Status(out.rax);
+        assert_eq!(before, machine.digest(), "{regs:x?} answered {status:?} and changed something");
     }
 }
 

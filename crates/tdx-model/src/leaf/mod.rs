@@ -160,8 +160,11 @@ const EMPTY_PAIR_HINT: u64 = 1 << 62;
 
 impl State {
     /// Frees the page in the PAMT and returns its address as the host is told it.
-    fn free_page(&mut self, hpa: u64, level: u8) -> u64 {
+    fn free_page(&mut self, leaf: Leaf, hpa: u64, level: u8) -> u64 {
         let cfg = self.cfg.clone();
+        if !cfg.tracking_enforced {
+            self.taken.insert(hpa, (leaf, self.counters.total()));
+        }
         let empty = self.mem.pamt_free(&cfg, hpa, level);
         if empty && cfg.profile.removed_page_hint { hpa | EMPTY_PAIR_HINT } else { hpa }
     }

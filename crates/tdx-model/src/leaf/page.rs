@@ -1,6 +1,6 @@
 //! PAGE.ADD, PAGE.AUG, PAGE.REMOVE, PAGE.RELOCATE: private pages come, go and move.
 
-use crate::abi::{Operand, PAGE, PageType, Status, op_state, size_of_level};
+use crate::abi::{Leaf, Operand, PAGE, PageType, Status, op_state, size_of_level};
 use crate::call::Ctx;
 use crate::lock::Mode;
 use crate::memory::fold;
@@ -89,7 +89,7 @@ pub(super) fn remove(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let importing = op_state::within(s.td(slot.td).op_state, op_state::IMPORTING);
     s.set_entry(&slot, if importing { sept::REMOVED } else { sept::FREE });
     s.td_mut(slot.td).chldcnt -= size_of_level(level) / PAGE;
-    c.out.rcx = s.free_page(page, level);
+    c.out.rcx = s.free_page(Leaf::PageRemove, page, level);
     Ok(())
 }
 
@@ -120,6 +120,6 @@ pub(super) fn relocate(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     take(s, &slot, new, 0);
     let kept = slot.entry & !s.cfg.address_mask() | new;
     s.set_entry(&slot, if slot.state().any_blocked() { sept::unblocked(kept) } else { kept });
-    c.out.rcx = s.free_page(old, 0);
+    c.out.rcx = s.free_page(Leaf::PageRelocate, old, 0);
     Ok(())
 }

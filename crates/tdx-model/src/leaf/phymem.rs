@@ -1,6 +1,6 @@
 //! PHYMEM.PAGE.RECLAIM, RDMD, WBINVD and PHYMEM.CACHE.WB: pages as such.
 
-use crate::abi::{Lifecycle, Operand, PAGE, PageType, Status, size_of_level};
+use crate::abi::{Leaf, Lifecycle, Operand, PAGE, PageType, Status, size_of_level};
 use crate::call::Ctx;
 use crate::lock::Mode;
 use crate::session::{Point, Session};
@@ -39,7 +39,7 @@ pub(super) fn reclaim(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     } else {
         s.tds[td] = None;
     }
-    let hinted = s.free_page(page, found.level);
+    let hinted = s.free_page(Leaf::PhymemPageReclaim, page, found.level);
     if s.cfg.profile.removed_page_hint {
         c.out.r9 = hinted ^ page;
     }

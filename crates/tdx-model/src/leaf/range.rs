@@ -37,7 +37,7 @@ pub(super) fn unblock(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     s.allow_state(c, &slot, sept::BLOCKED)?;
     let (page, level) = s.page_of(&slot);
     let td = s.td(slot.td);
-    if td.is_tracked() && !td.tracking_done(s.mem.entry(page, level).bepoch) {
+    if s.cfg.tracking_enforced && td.is_tracked() && !td.tracking_done(s.mem.entry(page, level).bepoch) {
         let rcx = s.cfg.profile.unblock_error_is_rcx;
         let operand = if rcx { Operand::Rcx } else { Operand::SeptTree };
         return Err(Status::TLB_TRACKING_NOT_DONE.of(operand));

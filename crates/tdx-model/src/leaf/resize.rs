@@ -4,7 +4,7 @@
 //! leave the range unblocked. (TDX module ABI, "DEMOTE and PROMOTE in full".)
 
 use super::handle_and_flag;
-use crate::abi::{Operand, PageType, Status, op_state, size_of_level};
+use crate::abi::{Leaf, Operand, PageType, Status, op_state, size_of_level};
 use crate::call::Ctx;
 use crate::lock::Mode;
 use crate::memory::FANOUT;
@@ -100,7 +100,7 @@ pub(super) fn promote(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     }
     s.mem.drop_table(table_page);
     s.td_mut(slot.td).chldcnt -= 1;
-    c.out.rcx = s.free_page(table_page, 0);
+    c.out.rcx = s.free_page(Leaf::PagePromote, table_page, 0);
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! SEPT.ADD, SEPT.RD, SEPT.REMOVE: the tables of the tree.
 
 use super::handle_and_flag;
-use crate::abi::{NULL_PA, Operand, PageType, Status, op_state};
+use crate::abi::{Leaf, NULL_PA, Operand, PageType, Status, op_state};
 use crate::call::Ctx;
 use crate::lock::Mode;
 use crate::sept::{self, EntryState};
@@ -122,6 +122,6 @@ pub(super) fn remove(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     s.set_entry(&slot, sept::FREE);
     s.mem.drop_table(page);
     s.td_mut(slot.td).chldcnt -= 1;
-    c.out.rcx = s.free_page(page, 0);
+    c.out.rcx = s.free_page(Leaf::SeptRemove, page, 0);
     Ok(())
 }
