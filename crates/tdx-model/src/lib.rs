@@ -23,6 +23,8 @@
 //! assert!(machine.violations().is_empty() && machine.check_invariants().is_empty());
 //! ```
 
+#![forbid(unsafe_code)]
+
 mod abi;
 mod builder;
 mod call;

@@ -308,7 +308,7 @@ impl World {
             Step::Accept { td, vcpu, entry } => _ = guest(td, vcpu).accept_raw(0, entry.raw()),
             Step::Read { td, vcpu, entry } => _ = guest(td, vcpu).read(Gpa::truncate(entry.raw() & !7)),
             Step::Write { td, vcpu, entry, pattern } => {
-                drop(guest(td, vcpu).write(Gpa::truncate(entry.raw() & !7), pattern.into()));
+                _ = guest(td, vcpu).write(Gpa::truncate(entry.raw() & !7), pattern.into());
             }
             Step::HoldPage { page, level, exclusive } => {
                 let level = Level::ALL[usize::from(level % 3)];

@@ -8,6 +8,9 @@ mod end;
 mod format;
 mod header;
 mod ops;
+mod write;
+
+pub use write::{Platform, TraceWriter};
 
 use std::io::BufRead;
 
