@@ -69,6 +69,7 @@ pub enum Operand {
     SeptTree = 146,
     TdEpoch = 169,
     OpState = 172,
+    KeyTable = 186,
     WbCache = 188,
 }
 

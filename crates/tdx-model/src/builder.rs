@@ -1,13 +1,17 @@
 //! Building a machine: system initialisation is over, all of its TDMRs are initialised, the module is ready.
 
+use std::sync::Arc;
+
 use crate::config::{Config, HkidLayout, ModuleVersion, Profile, Tdmr};
 use crate::machine::Machine;
+use crate::session::{Contention, Pause};
 use crate::state::State;
 
 /// Says what a [`Machine`] is made of.
 #[derive(Clone, Debug)]
 pub struct MachineBuilder {
     config: Config,
+    contention: Contention,
 }
 
 impl Default for MachineBuilder {
@@ -22,7 +26,9 @@ impl Default for MachineBuilder {
                 tdmrs: Vec::new(),
                 packages: 1,
                 audit: false,
+                tracking_enforced: true,
             },
+            contention: Contention::None,
         }
     }
 }
@@ -99,10 +105,33 @@ impl MachineBuilder {
         self
     }
 
+    /// `false`: the module no longer refuses work on pages that were not blocked and tracked. The machine then shows
+    /// whether a host fences by itself: where it does not, a guest uses a page it no longer owns, and
+    /// [`ViolationKind::StaleTranslation`](crate::ViolationKind::StaleTranslation) says which.
+    #[must_use]
+    pub const fn enforce_tracking(mut self, enforced: bool) -> Self {
+        self.config.tracking_enforced = enforced;
+        self
+    }
+
+    /// Whether calls of several threads overlap, and so find each other's locks taken.
+    #[must_use]
+    pub fn contention(mut self, contention: Contention) -> Self {
+        self.contention = contention;
+        self
+    }
+
+    /// [`Contention::Hook`] with `hook`.
+    #[must_use]
+    pub fn on_pause(self, hook: impl Fn(&Machine, Pause) + Send + Sync + 'static) -> Self {
+        self.contention(Contention::Hook(Arc::new(hook)))
+    }
+
     /// The machine, ready for TDs.
     #[must_use]
     pub fn build(self) -> Machine {
-        Machine::from_state(self.build_state())
+        let contention = self.contention.clone();
+        Machine::new(self.build_state(), contention)
     }
 
     pub(crate) fn build_state(self) -> State {

@@ -27,6 +27,16 @@ impl core::str::FromStr for ModuleVersion {
     }
 }
 
+impl core::fmt::Display for ModuleVersion {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::V1_5_01 => "1.5.01",
+            Self::V1_5_28 => "1.5.28",
+            Self::V2_0_08 => "2.0.08",
+        })
+    }
+}
+
 /// The text names no module version of the model.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct UnknownVersion;
@@ -177,6 +187,7 @@ pub(crate) struct Config {
     pub(crate) tdmrs: Vec<Tdmr>,
     pub(crate) packages: u32,
     pub(crate) audit: bool,
+    pub(crate) tracking_enforced: bool,
 }
 
 impl Config {

@@ -135,12 +135,18 @@ impl Machine {
 
     /// Another logical processor holds a lock of the TD.
     pub fn hold_td(&self, tdr: Hpa, lock: TdLock, access: Access) -> Option<Hold> {
-        self.with(|s| s.hold_td(s.td_of(tdr.raw())?, lock, access.into()))
+        self.with(|s| {
+            let td = s.td_of(tdr.raw())?;
+            s.hold_td(td, lock, access.into())
+        })
     }
 
     /// Another logical processor holds the lock of an S-EPT entry.
     pub fn hold_entry(&self, tdr: Hpa, gpa: Gpa, level: Level) -> Option<Hold> {
-        self.with(|s| s.hold_entry(s.td_of(tdr.raw())?, gpa.raw(), level.raw()))
+        self.with(|s| {
+            let td = s.td_of(tdr.raw())?;
+            s.hold_entry(td, gpa.raw(), level.raw())
+        })
     }
 
     /// The other logical processor is done.

@@ -6,10 +6,12 @@ use seamcall::Regs;
 use sept_core::{Gpa, Hpa, Level};
 
 use crate::abi::{Operand, PAGE, Status, size_of_level};
+use crate::call::{Ctx, Held};
 use crate::machine::Machine;
 use crate::memory::FANOUT;
 use crate::sept::{self, EntryState};
-use crate::state::{Ctx, Slot, State};
+use crate::session::{Point, Session};
+use crate::state::{Slot, State};
 use crate::violation::ViolationKind;
 
 /// VM exit reason "EPT violation": RAX of a TD exit of that kind.
@@ -112,7 +114,8 @@ impl Guest<'_> {
         self.machine.with(|s| s.enter_guest(lp, self.tdvpr))
     }
 
-    /// An external interrupt makes the vCPU leave guest mode. Says whether it did.
+    /// An external interrupt makes the vCPU leave guest mode. Says whether it did: one in the middle of an ACCEPT leaves
+    /// when that is over.
     #[expect(
         clippy::must_use_candidate,
         reason = "an action: who did not make the vCPU stuck knows the answer"
@@ -120,12 +123,7 @@ impl Guest<'_> {
     pub fn exit(&self) -> bool {
         self.machine.with(|s| {
             let Some((td, vcpu)) = s.vcpu_of(self.tdvpr) else { return false };
-            let cpu = &s.td(td).vcpus[vcpu];
-            let leaves = cpu.inside && !cpu.stuck;
-            if leaves {
-                s.exit_vcpu(td, vcpu);
-            }
-            leaves
+            !s.td(td).vcpus[vcpu].stuck && s.kick_vcpu(td, vcpu)
         })
     }
 
@@ -194,44 +192,13 @@ impl Guest<'_> {
     }
 }
 
-impl State {
+impl Session<'_> {
     pub(crate) fn enter_guest(&mut self, lp: u32, tdvpr: u64) -> Result<(), Status> {
         let mut c = Ctx::new(lp, Regs { rcx: tdvpr, ..Regs::default() });
         let answer = self.enter_vcpu(&mut c).map(drop);
         self.release(&mut c);
         self.counters.note(0, answer.err().unwrap_or(Status::SUCCESS));
         answer
-    }
-
-    fn running(&self, tdvpr: u64) -> Result<(usize, usize), GuestFault> {
-        let found = self.vcpu_of(tdvpr).filter(|&(td, vcpu)| self.td(td).vcpus[vcpu].inside);
-        found.ok_or(GuestFault::NotRunning)
-    }
-
-    fn ept_exit(
-        &mut self,
-        td: usize,
-        vcpu: usize,
-        slot: &Slot,
-        kind: u64,
-        request: (u64, bool, u8),
-    ) -> TdExit {
-        self.exit_vcpu(td, vcpu);
-        let (gpa, write, level) = request;
-        let access = if write { 2 } else { 1 };
-        let info = u64::from(level)
-            | u64::from(slot.level) << 3
-            | u64::from(slot.state().public()) << 6
-            | (slot.entry & sept::LEAF) >> 7 << 14;
-        TdExit {
-            regs: Regs {
-                rax: EPT_VIOLATION,
-                rcx: access | (slot.entry & sept::RWX) << 3,
-                rdx: kind | if kind == 1 { info << 32 } else { 0 },
-                r8: gpa & !(PAGE - 1),
-                ..Regs::default()
-            },
-        }
     }
 
     pub(crate) fn accept(&mut self, td: usize, vcpu: usize, version: u8, rcx: u64) -> Accept {
@@ -260,9 +227,72 @@ impl State {
         if readable_leaf {
             return already;
         }
-        match state {
-            EntryState::Pending | EntryState::PendingExportedDirty => self.accept_pending(&slot),
-            _ => self.accept_exit(td, vcpu, &slot, gpa, level),
+        if !matches!(state, EntryState::Pending | EntryState::PendingExportedDirty) {
+            return self.accept_exit(td, vcpu, &slot, gpa, level);
+        }
+        self.lock_and_accept(td, vcpu, &slot)
+    }
+
+    /// The guest's lock on the entry is taken and given back around the zeroing.
+    fn lock_and_accept(&mut self, td: usize, vcpu: usize, slot: &Slot) -> Accept {
+        let bit = self.lock_bit();
+        self.mem.table_mut(slot.table)[slot.index] |= bit;
+        let cpu = &mut self.td_mut(td).vcpus[vcpu];
+        cpu.executing = true;
+        let mut c = Ctx::of_guest(cpu.lp.unwrap_or(0));
+        c.hold(Held::Entry(slot.table, slot.index));
+        self.pause(&c, Point::Commit);
+        let outcome = self.accept_pending(slot);
+        self.release(&mut c);
+        let cpu = &mut self.td_mut(td).vcpus[vcpu];
+        cpu.executing = false;
+        if cpu.kicked {
+            self.exit_vcpu(td, vcpu);
+        }
+        outcome
+    }
+}
+
+impl State {
+    fn running(&self, tdvpr: u64) -> Result<(usize, usize), GuestFault> {
+        let found = self.vcpu_of(tdvpr).filter(|&(td, vcpu)| self.td(td).vcpus[vcpu].inside);
+        found.ok_or(GuestFault::NotRunning)
+    }
+
+    /// Makes the vCPU leave guest mode, or take note of it. Says whether it has left.
+    pub(crate) fn kick_vcpu(&mut self, td: usize, vcpu: usize) -> bool {
+        let cpu = &mut self.td_mut(td).vcpus[vcpu];
+        let leaves = cpu.inside && !cpu.executing;
+        cpu.kicked = cpu.inside && cpu.executing;
+        if leaves {
+            self.exit_vcpu(td, vcpu);
+        }
+        leaves
+    }
+
+    fn ept_exit(
+        &mut self,
+        td: usize,
+        vcpu: usize,
+        slot: &Slot,
+        kind: u64,
+        request: (u64, bool, u8),
+    ) -> TdExit {
+        self.exit_vcpu(td, vcpu);
+        let (gpa, write, level) = request;
+        let access = if write { 2 } else { 1 };
+        let info = u64::from(level)
+            | u64::from(slot.level) << 3
+            | u64::from(slot.state().public()) << 6
+            | (slot.entry & sept::LEAF) >> 7 << 14;
+        TdExit {
+            regs: Regs {
+                rax: EPT_VIOLATION,
+                rcx: access | (slot.entry & sept::RWX) << 3,
+                rdx: kind | if kind == 1 { info << 32 } else { 0 },
+                r8: gpa & !(PAGE - 1),
+                ..Regs::default()
+            },
         }
     }
 
@@ -308,7 +338,7 @@ impl State {
         let target = sept::address(&self.cfg, slot.entry, slot.level) + offset;
         if let Some(cached) = self.td(td).vcpus[vcpu].translations.get(page) {
             if !leaf || cached != target {
-                self.violate(ViolationKind::StaleTranslation, cached, self.td(td).hkid);
+                self.violate_stale(td, vcpu, page, cached);
             }
             return Ok(cached);
         }

@@ -76,9 +76,7 @@ impl State {
         let Some(td) = td else { return false };
         self.td_mut(td).fatal = true;
         for vcpu in 0..self.td(td).vcpus.len() {
-            if self.td(td).vcpus[vcpu].inside {
-                self.exit_vcpu(td, vcpu);
-            }
+            self.kick_vcpu(td, vcpu);
         }
         true
     }

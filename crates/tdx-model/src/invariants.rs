@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 
 use crate::abi::{Lifecycle, PAGE, PageType, size_of_level};
+use crate::call::Held;
 use crate::foreign::Target;
 use crate::lock::Mode;
 use crate::memory::CHUNK;
@@ -80,8 +81,9 @@ impl State {
             complain("a table without full access");
         }
         let locked = raw & self.lock_bit() != 0;
-        let foreign = self.foreign.iter().any(|hold| self.holds_entry(td, gpa, level, hold.target));
-        if locked != foreign {
+        let mut holders = self.foreign.iter().map(|hold| hold.target).chain(self.entries_in_flight());
+        let held = holders.any(|target| self.holds_entry(td, gpa, level, target));
+        if locked != held {
             complain("lock bit does not match its holders");
         }
         let (kind, pamt_level) =
@@ -96,6 +98,13 @@ impl State {
                 complain("blocked in the future");
             }
         }
+    }
+
+    fn entries_in_flight(&self) -> impl Iterator<Item = Target> {
+        self.in_flight.iter().flat_map(|(_, held)| held).flatten().filter_map(|held| match *held {
+            Held::Entry(table, index) => Some(Target::Entry { table, index }),
+            _ => None,
+        })
     }
 
     fn holds_entry(&self, td: &Td, gpa: u64, level: u8, target: Target) -> bool {
@@ -118,7 +127,7 @@ impl State {
             }
             for (gpa, hpa) in vcpu.translations.iter() {
                 let entry = self.mem.leaf_entry(&self.cfg, hpa).entry;
-                if (entry.kind(), entry.owner()) != (PageType::Reg, td.tdr) {
+                if self.cfg.tracking_enforced && (entry.kind(), entry.owner()) != (PageType::Reg, td.tdr) {
                     let what = "can still reach a page that is not the TD's";
                     census.broken.push(format!("vCPU {:#x} {what}: {gpa:#x} at {hpa:#x}", vcpu.tdvpr));
                 }
@@ -201,9 +210,9 @@ impl State {
         }
     }
 
-    /// Who holds which PAMT entry between calls: vCPUs in guest mode and foreign holders.
+    /// Who holds which PAMT entry between calls: vCPUs in guest mode, foreign holders, calls that pause.
     fn expected_locks(&self) -> Locks {
-        let mut locks = Locks::new();
+        let (mut locks, mut pages) = (Locks::new(), Vec::new());
         let mut path = |hpa: u64, level: u8, mode: Mode| {
             for at in level..=2 {
                 let mode = if at == level { mode } else { Mode::Shared };
@@ -213,6 +222,13 @@ impl State {
         for vcpu in self.tds.iter().flatten().flat_map(|td| &td.vcpus).filter(|vcpu| vcpu.inside) {
             path(vcpu.tdvpr, 0, Mode::Shared);
         }
+        for held in self.in_flight.iter().flat_map(|(_, held)| held).flatten() {
+            match *held {
+                Held::Path(hpa, level, mode) => path(hpa, level, mode),
+                Held::Page(hpa, level, mode) => pages.push((hpa, level, mode)),
+                _ => {}
+            }
+        }
         for hold in &self.foreign {
             if let Target::Page { hpa, level } = hold.target {
                 path(hpa, level, hold.mode);
@@ -221,6 +237,7 @@ impl State {
         for td in self.tds.iter().flatten() {
             td.vcpus.iter().filter(|vcpu| vcpu.inside).for_each(|_| add(&mut locks, td.tdr, 0, Mode::Shared));
         }
+        pages.into_iter().for_each(|(hpa, level, mode)| add(&mut locks, hpa, level, mode));
         locks
     }
 }

@@ -23,9 +23,13 @@
 //! assert!(machine.violations().is_empty() && machine.check_invariants().is_empty());
 //! ```
 
+#![forbid(unsafe_code)]
+
 mod abi;
 mod builder;
+mod call;
 mod config;
+mod digest;
 mod faults;
 mod foreign;
 mod guest;
@@ -37,6 +41,7 @@ mod machine;
 mod memory;
 mod pamt;
 mod sept;
+mod session;
 mod state;
 mod stats;
 mod td;
@@ -55,5 +60,6 @@ pub use guest::{Accept, EPT_VIOLATION, EptViolation, Guest, GuestFault, TdExit};
 pub use host::{Content, Seen};
 pub use machine::{Lp, Machine, PageInfo, RawEntry, TdInfo};
 pub use sept::EntryState;
+pub use session::{Contention, Pause, PauseHook, Point};
 pub use stats::Stats;
-pub use violation::{Violation, ViolationKind};
+pub use violation::{Stale, Violation, ViolationKind};

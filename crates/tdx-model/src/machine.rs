@@ -8,6 +8,7 @@ use sept_core::{Gpa, Hpa, Level};
 use crate::abi::{Lifecycle, PageType};
 use crate::faults::{Fault, Interrupts};
 use crate::sept::{self, EntryState};
+use crate::session::{Contention, Session};
 use crate::state::State;
 use crate::stats::{Counters, Stats};
 use crate::violation::{Log, Violation};
@@ -16,6 +17,7 @@ use crate::violation::{Log, Violation};
 #[derive(Debug)]
 pub struct Machine {
     state: Mutex<State>,
+    contention: Contention,
 }
 
 /// One logical processor of a [`Machine`]: the transport that a host uses.
@@ -93,21 +95,26 @@ pub struct PageInfo {
 }
 
 impl Machine {
-    pub(crate) const fn from_state(state: State) -> Self {
-        Self { state: Mutex::new(state) }
+    pub(crate) const fn new(state: State, contention: Contention) -> Self {
+        Self { state: Mutex::new(state), contention }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn session(&self) -> Session<'_> {
+        Session::new(self)
+    }
+
+    pub(crate) const fn contention(&self) -> &Contention {
+        &self.contention
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
-        let mut state = self.lock();
-        let result = work(&mut state);
-        if state.cfg.audit {
-            let broken = state.check_invariants();
-            assert!(broken.is_empty(), "invariants broken: {broken:#?}");
-        }
+    pub(crate) fn with<T>(&self, work: impl FnOnce(&mut Session<'_>) -> T) -> T {
+        let mut session = self.session();
+        let result = work(&mut session);
+        session.audit();
         result
     }
 

@@ -1,19 +1,19 @@
-//! The module's state and the frame of a call: operands in, locks held, registers out.
+//! The module's state, and the checks that leaves have in common.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use seamcall::Regs;
-
-use crate::abi::{Lifecycle, Operand, PAGE, PageType, Status, op_state, size_of_level};
+use crate::abi::{Leaf, Lifecycle, Operand, PAGE, PageType, Status, op_state, size_of_level};
+use crate::call::{Ctx, Held, HeldLocks};
 use crate::config::Config;
 use crate::faults::FaultPlan;
 use crate::foreign::ForeignHold;
-use crate::lock::Mode;
+use crate::lock::{Lock, Mode};
 use crate::memory::Memory;
 use crate::sept;
 use crate::stats::Counters;
 use crate::td::{MIN_TDCX, Td};
-use crate::violation::{Log, Violation, ViolationKind};
+use crate::violation::{Log, Stale, Violation, ViolationKind};
 
 /// Outcome of a leaf: an error is any status that is not zero, informational ones included.
 pub(crate) type Answer<T = ()> = Result<T, Status>;
@@ -31,6 +31,13 @@ pub(crate) struct State {
     pub(crate) faults: FaultPlan,
     pub(crate) log: Log,
     pub(crate) foreign: Vec<ForeignHold>,
+    /// Which call took a page away, where that can go wrong.
+    pub(crate) taken: HashMap<u64, (Leaf, u64)>,
+    pub(crate) key_table_lock: Lock,
+    /// By package.
+    pub(crate) write_back_locks: Vec<Lock>,
+    /// Locks of calls that pause while others run, by the number of their pause.
+    pub(crate) in_flight: Vec<(u64, HeldLocks)>,
 }
 
 /// A key id in the key ownership table.
@@ -42,65 +49,6 @@ pub(crate) enum KeyState {
     Assigned,
     /// The TD is blocked; one bit per package whose caches are still to be written back.
     Flushing(u32),
-}
-
-/// A lock taken during a call and given back at its end.
-#[derive(Clone, Copy, Debug)]
-enum Held {
-    /// An explicit page operand with its parents.
-    Path(u64, u8, Mode),
-    /// One PAMT entry.
-    Page(u64, u8, Mode),
-    OpState(usize),
-    Tree(usize, Mode),
-    Entry(u32, usize),
-}
-
-/// One SEAMCALL in progress.
-#[derive(Debug)]
-pub(crate) struct Ctx {
-    pub(crate) lp: u32,
-    pub(crate) leaf: u16,
-    pub(crate) version: u8,
-    pub(crate) regs: Regs,
-    pub(crate) out: Regs,
-    held: [Option<Held>; 12],
-    count: usize,
-}
-
-impl Ctx {
-    pub(crate) fn new(lp: u32, regs: Regs) -> Self {
-        Self {
-            lp,
-            leaf: regs.rax as u16,
-            version: (regs.rax >> 16) as u8,
-            regs,
-            out: regs,
-            held: [None; 12],
-            count: 0,
-        }
-    }
-
-    fn hold(&mut self, lock: Held) {
-        self.held[self.count] = Some(lock);
-        self.count += 1;
-    }
-
-    /// Keeps the page locks taken so far beyond the end of the call; other locks are given back.
-    pub(crate) fn keep_pages(&mut self) {
-        for held in &mut self.held[..self.count] {
-            if matches!(held, Some(Held::Path(..) | Held::Page(..))) {
-                *held = None;
-            }
-        }
-    }
-
-    /// Ends a call that lost its work to an interrupt: RCX and RDX as they came.
-    pub(crate) fn interrupted(&mut self) -> Status {
-        self.out.rcx = self.regs.rcx;
-        self.out.rdx = self.regs.rdx;
-        Status::INTERRUPTED_RESTARTABLE
-    }
 }
 
 /// An S-EPT entry that a walk reached.
@@ -148,6 +96,7 @@ impl State {
         Self {
             keys: keys.collect(),
             wb_interrupted: vec![false; cfg.packages as usize],
+            write_back_locks: vec![Lock::default(); cfg.packages as usize],
             cfg: Arc::new(cfg),
             mem: Memory::new(),
             tds: Vec::new(),
@@ -155,6 +104,9 @@ impl State {
             faults: FaultPlan::default(),
             log: Log::default(),
             foreign: Vec::new(),
+            taken: HashMap::new(),
+            key_table_lock: Lock::default(),
+            in_flight: Vec::new(),
         }
     }
 
@@ -169,7 +121,23 @@ impl State {
 
     pub(crate) fn violate(&mut self, kind: ViolationKind, hpa: u64, key: u16) {
         let call = self.counters.total();
-        self.log.record(Violation { kind, hpa, key, call });
+        self.log.record(Violation { kind, hpa, key, call, stale: None });
+    }
+
+    /// A guest used a cached translation to a page that is not there any more.
+    pub(crate) fn violate_stale(&mut self, td: usize, vcpu: usize, gpa: u64, hpa: u64) {
+        let taken_by =
+            (0..=2u8).find_map(|level| self.taken.get(&(hpa & !(size_of_level(level) - 1))).copied());
+        let (call, domain) = (self.counters.total(), self.td(td));
+        let stale = Stale { gpa, entered: domain.vcpus[vcpu].epoch, epoch: domain.td_epoch, taken_by };
+        let key = domain.hkid;
+        self.log.record(Violation {
+            kind: ViolationKind::StaleTranslation,
+            hpa,
+            key,
+            call,
+            stale: Some(stale),
+        });
     }
 
     /// Bits an S-EPT entry of the TD carries besides the address.
@@ -183,24 +151,6 @@ impl State {
 
     pub(crate) fn lock_bit(&self) -> u64 {
         1 << self.cfg.profile.entry_lock_bit
-    }
-
-    /// Gives back every lock of the call.
-    pub(crate) fn release(&mut self, c: &mut Ctx) {
-        while c.count > 0 {
-            c.count -= 1;
-            match c.held[c.count].take() {
-                Some(Held::Path(hpa, level, mode)) => self.mem.pamt_unwalk(&self.cfg, hpa, level, mode),
-                Some(Held::Page(hpa, level, mode)) => self.mem.pamt_unlock(&self.cfg, hpa, level, mode),
-                Some(Held::OpState(td)) => self.td_mut(td).op_lock.release(Mode::Shared),
-                Some(Held::Tree(td, mode)) => self.td_mut(td).tree_lock.release(mode),
-                Some(Held::Entry(table, index)) => {
-                    let bit = self.lock_bit();
-                    self.mem.table_mut(table)[index] &= !bit;
-                }
-                None => {}
-            }
-        }
     }
 
     /// Checks the form of an explicit page operand: alignment, key id, width; then that the module may use it.
@@ -424,7 +374,7 @@ impl State {
 
     /// In a tracked operation state: the entry is blocked and its epoch retired.
     pub(crate) fn require_tracking(&self, c: &mut Ctx, slot: &Slot, page: u64, page_level: u8) -> Answer {
-        if !self.td(slot.td).is_tracked() || !slot.state().needs_tracking() {
+        if !self.cfg.tracking_enforced || !self.td(slot.td).is_tracked() || !slot.state().needs_tracking() {
             return Ok(());
         }
         if !slot.state().any_blocked() {

@@ -52,6 +52,9 @@ pub(crate) struct Vcpu {
     pub(crate) lp: Option<u32>,
     /// In guest mode.
     pub(crate) inside: bool,
+    /// In the middle of a guest call, and to leave when that is over.
+    pub(crate) executing: bool,
+    pub(crate) kicked: bool,
     /// A kick does not reach it (fault plan).
     pub(crate) stuck: bool,
     pub(crate) translations: Translations,

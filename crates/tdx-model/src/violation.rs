@@ -1,5 +1,7 @@
 //! What a host or a guest did that hardware would punish later, or silently.
 
+use crate::abi::Leaf;
+
 /// What went wrong.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub enum ViolationKind {
@@ -23,6 +25,19 @@ pub enum ViolationKind {
     ModuleReadPoison,
 }
 
+/// A translation that outlived its page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stale {
+    /// The guest page.
+    pub gpa: u64,
+    /// Epoch in which the vCPU entered.
+    pub entered: u64,
+    /// The TD's epoch now.
+    pub epoch: u64,
+    /// The call that took the page away, and its number. Known on a machine that does not enforce tracking.
+    pub taken_by: Option<(Leaf, u64)>,
+}
+
 /// One recorded event.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Violation {
@@ -34,11 +49,19 @@ pub struct Violation {
     pub key: u16,
     /// Number of SEAMCALLs made before.
     pub call: u64,
+    /// What a stale translation was about.
+    pub stale: Option<Stale>,
 }
 
 impl core::fmt::Display for Violation {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "{:?} at {:#x} (key id {}, after {} calls)", self.kind, self.hpa, self.key, self.call)
+        write!(f, "{:?} at {:#x} (key id {}, after {} calls)", self.kind, self.hpa, self.key, self.call)?;
+        let Some(stale) = self.stale else { return Ok(()) };
+        write!(f, ": guest page {:#x}, vCPU of epoch {} in epoch {}", stale.gpa, stale.entered, stale.epoch)?;
+        match stale.taken_by {
+            Some((leaf, call)) => write!(f, ", taken by {} (call {call})", leaf.name()),
+            None => Ok(()),
+        }
     }
 }
 

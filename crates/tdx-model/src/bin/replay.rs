@@ -1,5 +1,7 @@
 //! Replays traces of SEAMCALLs on the model: `replay [--allow-skips] [-v] [--audit] FILE...`.
 
+#![forbid(unsafe_code)]
+
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::process::ExitCode;

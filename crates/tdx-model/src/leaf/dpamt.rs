@@ -1,9 +1,11 @@
 //! PHYMEM.PAMT.ADD and PHYMEM.PAMT.REMOVE: the page pair that holds the 4 KiB entries of a 2 MiB region.
 
 use crate::abi::{Operand, PAGE, PageType, Status};
+use crate::call::Ctx;
 use crate::lock::Mode;
 use crate::memory::CHUNK;
-use crate::state::{Answer, Ctx, State};
+use crate::session::{Point, Session};
+use crate::state::{Answer, State};
 
 /// A page operand and the register it came in.
 type PageIn = (u64, Operand);
@@ -62,7 +64,7 @@ impl State {
 }
 
 /// TDH.PHYMEM.PAMT.ADD.
-pub(super) fn add(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn add(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let region = s.dynamic_pamt_region(c)?;
     let pages = [(c.regs.rdx, Operand::Rdx), (c.regs.r8, Operand::R8)];
     for (page, op) in pages {
@@ -73,6 +75,7 @@ pub(super) fn add(s: &mut State, c: &mut Ctx) -> Answer {
     if found.level != 1 || found.entry.kind() != PageType::Nda {
         return Err(Status::HPA_RANGE_NOT_FREE.of(Operand::Rcx));
     }
+    s.pause(c, Point::Commit);
     let pair = s.claim_pair(c, pages, Some(region))?;
     let cfg = s.cfg.clone();
     s.mem.attach_pair(&cfg, region, pair);
@@ -80,13 +83,14 @@ pub(super) fn add(s: &mut State, c: &mut Ctx) -> Answer {
 }
 
 /// TDH.PHYMEM.PAMT.REMOVE.
-pub(super) fn remove(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn remove(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let region = s.dynamic_pamt_region(c)?;
     s.page_range(region, Operand::Rcx)?;
     let found = s.page_walk(c, region, 1, Operand::Rcx, Mode::Exclusive)?;
     if found.level != 1 || found.entry.kind() != PageType::Pamt {
         return Err(Status::NO_PAMT_PAGE_PAIR.of(Operand::Rcx));
     }
+    s.pause(c, Point::Commit);
     let fine = s.mem.chunk(region).and_then(|chunk| chunk.fine.as_ref());
     let used = fine.and_then(|fine| fine.entries.iter().position(|entry| entry.kind() != PageType::Nda));
     if let Some(index) = used {

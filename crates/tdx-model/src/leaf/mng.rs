@@ -1,10 +1,12 @@
 //! MNG.* and MR.*: a TD is created, keyed, initialised, measured and torn down.
 
 use crate::abi::{Lifecycle, NULL_PA, Operand, PAGE, PageType, Status, op_state};
+use crate::call::Ctx;
 use crate::lock::Mode;
 use crate::memory::fold;
 use crate::sept::{self, EntryState};
-use crate::state::{Answer, Ctx, KeyState, State};
+use crate::session::{Point, Session};
+use crate::state::{Answer, KeyState};
 use crate::td::{MAX_TDCX, MIN_TDCX, ROOT_TDCX, Td};
 
 /// Bytes of TD_PARAMS.
@@ -14,7 +16,7 @@ const TD_PARAMS: u64 = 1024;
 const SEPT_VE_DISABLE: u64 = 1 << 28;
 
 /// TDH.MNG.CREATE: RCX page, RDX key id.
-pub(super) fn create(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn create(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let (page, hkid) = (c.regs.rcx, c.regs.rdx);
     let layout = s.cfg.hkid;
     let private = u64::from(layout.private_min)..=u64::from(layout.private_max);
@@ -22,6 +24,8 @@ pub(super) fn create(s: &mut State, c: &mut Ctx) -> Answer {
         return Err(Status::OPERAND_INVALID.of(Operand::Rdx));
     }
     s.new_page(c, page, Operand::Rcx)?;
+    s.lock_key_table(c)?;
+    s.pause(c, Point::Commit);
     if s.keys[hkid as usize] != KeyState::Free {
         return Err(Status::HKID_NOT_FREE);
     }
@@ -43,8 +47,9 @@ pub(super) fn create(s: &mut State, c: &mut Ctx) -> Answer {
 }
 
 /// TDH.MNG.KEY.CONFIG: once per package.
-pub(super) fn key_config(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn key_config(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let td = s.tdr_operand(c, c.regs.rcx, Operand::Rcx, Mode::Exclusive)?;
+    s.pause(c, Point::Commit);
     let (package, packages) = (c.lp % s.cfg.packages, s.cfg.packages);
     let td = s.td_mut(td);
     if td.fatal {
@@ -64,7 +69,7 @@ pub(super) fn key_config(s: &mut State, c: &mut Ctx) -> Answer {
 }
 
 /// TDH.MNG.ADDCX: RCX page, RDX TDR. The fourth page becomes the S-EPT root.
-pub(super) fn add_cx(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn add_cx(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let (page, tdr) = (c.regs.rcx, c.regs.rdx);
     let td = s.tdr_operand(c, tdr, Operand::Rdx, Mode::Exclusive)?;
     s.keyed(td)?;
@@ -73,6 +78,7 @@ pub(super) fn add_cx(s: &mut State, c: &mut Ctx) -> Answer {
         return Err(Status::TDCX_NUM_INCORRECT);
     }
     s.new_page(c, page, Operand::Rcx)?;
+    s.pause(c, Point::Commit);
     s.donated(page, 1, key);
     if number == ROOT_TDCX {
         s.td_mut(td).root = s.mem.new_table(page, sept::FREE, key);
@@ -91,7 +97,7 @@ pub(super) fn add_cx(s: &mut State, c: &mut Ctx) -> Answer {
 }
 
 /// TDH.MNG.INIT: RCX TDR, RDX TD_PARAMS in shared memory.
-pub(super) fn init(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn init(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let td = s.tdr_operand(c, c.regs.rcx, Operand::Rcx, Mode::Exclusive)?;
     s.ready(td)?;
     s.allow_op_state(td, op_state::FRESH)?;
@@ -103,6 +109,7 @@ pub(super) fn init(s: &mut State, c: &mut Ctx) -> Answer {
     let bytes = s.mem.read_bytes(at & !(PAGE - 1));
     let params = TdParams::read(&bytes[(at % PAGE) as usize..][..TD_PARAMS as usize]);
     params.check(s.cfg.max_pa_bits)?;
+    s.pause(c, Point::Commit);
     let domain = s.td_mut(td);
     domain.debug = params.attributes & 1 != 0;
     domain.pending_ve_disable = params.attributes & SEPT_VE_DISABLE != 0;
@@ -181,8 +188,9 @@ impl TdParams {
 }
 
 /// TDH.MNG.VPFLUSHDONE: no vCPU of the TD is associated any more; its key can be flushed.
-pub(super) fn vp_flush_done(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn vp_flush_done(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let td = s.tdr_operand(c, c.regs.rcx, Operand::Rcx, Mode::Exclusive)?;
+    s.pause(c, Point::Commit);
     let packages = s.cfg.packages;
     let domain = s.td_mut(td);
     if !matches!(domain.lifecycle, Lifecycle::HkidAssigned | Lifecycle::KeysConfigured) {
@@ -198,11 +206,12 @@ pub(super) fn vp_flush_done(s: &mut State, c: &mut Ctx) -> Answer {
 }
 
 /// TDH.MNG.KEY.FREEID: the key id is free again.
-pub(super) fn key_free_id(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn key_free_id(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let td = s.tdr_operand(c, c.regs.rcx, Operand::Rcx, Mode::Exclusive)?;
     if s.td(td).lifecycle != Lifecycle::Blocked {
         return Err(Status::LIFECYCLE_STATE_INCORRECT);
     }
+    s.pause(c, Point::Commit);
     let key = usize::from(s.td(td).hkid);
     if s.keys[key] != KeyState::Flushing(0) {
         return Err(Status::WBCACHE_NOT_COMPLETE);
@@ -213,7 +222,7 @@ pub(super) fn key_free_id(s: &mut State, c: &mut Ctx) -> Answer {
 }
 
 /// TDH.MNG.RD: a metadata field of a TD.
-pub(super) fn rd(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn rd(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let td = s.tdr_operand(c, c.regs.rcx, Operand::Rcx, Mode::Shared)?;
     let field = c.regs.rdx;
     if c.version == 1 {
@@ -235,6 +244,7 @@ pub(super) fn rd(s: &mut State, c: &mut Ctx) -> Answer {
     }
     s.ready(td)?;
     s.lock_op_state(c, td, op_state::ANY)?;
+    s.pause(c, Point::Commit);
     let domain = s.td(td);
     c.out.r8 = match field {
         0x9210_0003_0000_0000 => domain.td_epoch,
@@ -250,7 +260,7 @@ pub(super) fn rd(s: &mut State, c: &mut Ctx) -> Answer {
 }
 
 /// TDH.MR.EXTEND: RCX GPA, RDX TDR. Measures 256 bytes.
-pub(super) fn mr_extend(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn mr_extend(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let td = s.tdr_operand(c, c.regs.rdx, Operand::Rdx, Mode::Exclusive)?;
     s.ready(td)?;
     s.allow_op_state(td, op_state::BUILD)?;
@@ -258,6 +268,7 @@ pub(super) fn mr_extend(s: &mut State, c: &mut Ctx) -> Answer {
     if !gpa.is_multiple_of(256) || !s.td(td).is_private(gpa) {
         return Err(Status::OPERAND_INVALID.of(Operand::Rcx));
     }
+    s.pause(c, Point::Commit);
     let slot = s.walk(td, gpa & !(PAGE - 1), 0);
     if slot.entry & sept::LEAF == 0 {
         return Err(s.details(c, &slot, Status::EPT_ENTRY_NOT_PRESENT));
@@ -273,10 +284,11 @@ pub(super) fn mr_extend(s: &mut State, c: &mut Ctx) -> Answer {
 }
 
 /// TDH.MR.FINALIZE: the measurement ends, vCPUs may run.
-pub(super) fn mr_finalize(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn mr_finalize(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let td = s.tdr_operand(c, c.regs.rcx, Operand::Rcx, Mode::Exclusive)?;
     s.ready(td)?;
     s.allow_op_state(td, op_state::BUILD)?;
+    s.pause(c, Point::Commit);
     let domain = s.td_mut(td);
     if !domain.vcpus.iter().any(|vcpu| vcpu.initialized) {
         return Err(Status::NO_VCPUS);

@@ -20,13 +20,15 @@ pub(crate) mod vp;
 use seamcall::Regs;
 
 use crate::abi::{Leaf, NULL_PA, Operand, Status};
+use crate::call::Ctx;
 use crate::config::ModuleVersion;
-use crate::state::{Answer, Ctx, State};
+use crate::session::Session;
+use crate::state::{Answer, State};
 
 /// Bits 31:24 and 63:32 of RAX must be zero. (Bit 63 names the loader, which is not here.)
 const RAX_RESERVED: u64 = !0x00FF_FFFF;
 
-impl State {
+impl Session<'_> {
     /// Executes one SEAMCALL on logical processor `lp`.
     pub(crate) fn seamcall(&mut self, lp: u32, regs: Regs) -> Regs {
         let mut c = Ctx::new(lp, regs);
@@ -158,8 +160,11 @@ const EMPTY_PAIR_HINT: u64 = 1 << 62;
 
 impl State {
     /// Frees the page in the PAMT and returns its address as the host is told it.
-    fn free_page(&mut self, hpa: u64, level: u8) -> u64 {
+    fn free_page(&mut self, leaf: Leaf, hpa: u64, level: u8) -> u64 {
         let cfg = self.cfg.clone();
+        if !cfg.tracking_enforced {
+            self.taken.insert(hpa, (leaf, self.counters.total()));
+        }
         let empty = self.mem.pamt_free(&cfg, hpa, level);
         if empty && cfg.profile.removed_page_hint { hpa | EMPTY_PAIR_HINT } else { hpa }
     }

@@ -1,10 +1,12 @@
 //! PAGE.ADD, PAGE.AUG, PAGE.REMOVE, PAGE.RELOCATE: private pages come, go and move.
 
-use crate::abi::{Operand, PAGE, PageType, Status, op_state, size_of_level};
+use crate::abi::{Leaf, Operand, PAGE, PageType, Status, op_state, size_of_level};
+use crate::call::Ctx;
 use crate::lock::Mode;
 use crate::memory::fold;
 use crate::sept;
-use crate::state::{Answer, Ctx, Prologue, Slot, State};
+use crate::session::{Point, Session};
+use crate::state::{Answer, Prologue, Slot, State};
 use crate::violation::ViolationKind;
 
 const ADD: Prologue =
@@ -29,21 +31,24 @@ fn take(s: &mut State, slot: &Slot, page: u64, level: u8) {
 }
 
 /// TDH.MEM.PAGE.ADD: a measured page of the initial image.
-pub(super) fn add(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn add(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let td = s.open_td(c, c.regs.rdx, &ADD)?;
     let slot = s.locate(c, td, &ADD)?;
+    s.pause(c, Point::Locked);
     s.allow_state(c, &slot, sept::FREE_ONLY)?;
     let (page, source) = (c.regs.r8, c.regs.r9);
     if !s.cfg.shared_operand(source, PAGE) {
         return Err(Status::OPERAND_INVALID.of(Operand::R9));
     }
     s.new_page(c, page, Operand::R8)?;
+    s.pause(c, Point::Commit);
     let key = s.td(td).hkid;
     s.donated(page, 1, key);
     let pattern = s.mem.pattern(source & !s.cfg.hkid.mask());
     s.mem.write(page, pattern, key);
     take(s, &slot, page, 0);
-    s.set_entry(&slot, sept::MAPPED | page | s.entry_key(td));
+    let entry = sept::MAPPED | page | s.entry_key(td);
+    s.set_entry(&slot, entry);
     let domain = s.td_mut(td);
     domain.chldcnt += 1;
     domain.measurement = fold(fold(domain.measurement, u64::from_le_bytes(*b"PAGE.ADD")), slot.gpa);
@@ -51,41 +56,47 @@ pub(super) fn add(s: &mut State, c: &mut Ctx) -> Answer {
 }
 
 /// TDH.MEM.PAGE.AUG: a page the guest has still to accept.
-pub(super) fn aug(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn aug(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let slot = s.open_entry(c, &AUG)?;
+    s.pause(c, Point::Locked);
     s.allow_state(c, &slot, sept::AUG)?;
     let page = c.regs.r8;
     s.page_operand(c, page, slot.level, Operand::R8, PageType::Nda, Mode::Exclusive)?;
     if slot.level == 1 && !s.mem.region_empty(&s.cfg, page) {
         return Err(Status::PAGE_METADATA_INCORRECT.of(Operand::R8));
     }
+    s.pause(c, Point::Commit);
     let (key, pages) = (s.td(slot.td).hkid, size_of_level(slot.level) / PAGE);
     s.donated(page, pages, key);
     s.mem.adopt(page, pages, key);
     take(s, &slot, page, slot.level);
-    s.set_entry(&slot, sept::PENDING | page | s.entry_key(slot.td));
+    let entry = sept::PENDING | page | s.entry_key(slot.td);
+    s.set_entry(&slot, entry);
     s.td_mut(slot.td).chldcnt += pages;
     Ok(())
 }
 
 /// TDH.MEM.PAGE.REMOVE: the page goes back to the host, its content lost.
-pub(super) fn remove(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn remove(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let slot = s.open_entry(c, &REMOVE)?;
+    s.pause(c, Point::Locked);
     s.allow_state(c, &slot, sept::REMOVE)?;
     let slot = slot.without_counter();
     let (page, level) = s.page_of(&slot);
     s.implicit_page(c, page, level, Operand::Rcx, Mode::Exclusive)?;
     s.require_tracking(c, &slot, page, level)?;
+    s.pause(c, Point::Commit);
     let importing = op_state::within(s.td(slot.td).op_state, op_state::IMPORTING);
     s.set_entry(&slot, if importing { sept::REMOVED } else { sept::FREE });
     s.td_mut(slot.td).chldcnt -= size_of_level(level) / PAGE;
-    c.out.rcx = s.free_page(page, level);
+    c.out.rcx = s.free_page(Leaf::PageRemove, page, level);
     Ok(())
 }
 
 /// TDH.MEM.PAGE.RELOCATE: the same content in another frame.
-pub(super) fn relocate(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn relocate(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let slot = s.open_entry(c, &RELOCATE)?;
+    s.pause(c, Point::Locked);
     s.allow_state(c, &slot, sept::LEAVES)?;
     let (old, new) = (s.page_of(&slot).0, c.regs.r8);
     if new == old {
@@ -94,6 +105,7 @@ pub(super) fn relocate(s: &mut State, c: &mut Ctx) -> Answer {
     s.implicit_page(c, old, 0, Operand::Rcx, Mode::Exclusive)?;
     s.require_tracking(c, &slot, old, 0)?;
     s.new_page(c, new, Operand::R8)?;
+    s.pause(c, Point::Commit);
     let key = s.td(slot.td).hkid;
     s.donated(new, 1, key);
     if slot.state().any_pending() {
@@ -108,6 +120,6 @@ pub(super) fn relocate(s: &mut State, c: &mut Ctx) -> Answer {
     take(s, &slot, new, 0);
     let kept = slot.entry & !s.cfg.address_mask() | new;
     s.set_entry(&slot, if slot.state().any_blocked() { sept::unblocked(kept) } else { kept });
-    c.out.rcx = s.free_page(old, 0);
+    c.out.rcx = s.free_page(Leaf::PageRelocate, old, 0);
     Ok(())
 }

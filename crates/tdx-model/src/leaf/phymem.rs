@@ -1,11 +1,13 @@
 //! PHYMEM.PAGE.RECLAIM, RDMD, WBINVD and PHYMEM.CACHE.WB: pages as such.
 
-use crate::abi::{Lifecycle, Operand, PAGE, PageType, Status, size_of_level};
+use crate::abi::{Leaf, Lifecycle, Operand, PAGE, PageType, Status, size_of_level};
+use crate::call::Ctx;
 use crate::lock::Mode;
-use crate::state::{Answer, Ctx, KeyState, State};
+use crate::session::{Point, Session};
+use crate::state::{Answer, KeyState};
 
 /// TDH.PHYMEM.PAGE.RECLAIM: takes a page back from a TD that is torn down.
-pub(super) fn reclaim(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn reclaim(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let page = c.regs.rcx;
     s.page_format(page, 0, Operand::Rcx)?;
     let found = s.page_walk(c, page, 0, Operand::Rcx, Mode::Exclusive)?;
@@ -28,6 +30,7 @@ pub(super) fn reclaim(s: &mut State, c: &mut Ctx) -> Answer {
     if s.td(td).lifecycle != Lifecycle::Teardown {
         return Err(Status::LIFECYCLE_STATE_INCORRECT);
     }
+    s.pause(c, Point::Commit);
     if !is_root {
         s.td_mut(td).chldcnt -= size_of_level(found.level) / PAGE;
         s.mem.drop_table(page);
@@ -36,7 +39,7 @@ pub(super) fn reclaim(s: &mut State, c: &mut Ctx) -> Answer {
     } else {
         s.tds[td] = None;
     }
-    let hinted = s.free_page(page, found.level);
+    let hinted = s.free_page(Leaf::PhymemPageReclaim, page, found.level);
     if s.cfg.profile.removed_page_hint {
         c.out.r9 = hinted ^ page;
     }
@@ -44,7 +47,7 @@ pub(super) fn reclaim(s: &mut State, c: &mut Ctx) -> Answer {
 }
 
 /// TDH.PHYMEM.PAGE.RDMD: what the PAMT says. It never fails for a page's type.
-pub(super) fn rdmd(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn rdmd(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let v2 = s.cfg.profile.rdmd_v2;
     let (page, level) = if v2 { (c.regs.rcx & !7, (c.regs.rcx & 7) as u8) } else { (c.regs.rcx, 0) };
     if level > 2 || level > 0 && !s.cfg.profile.dynamic_pamt {
@@ -52,6 +55,7 @@ pub(super) fn rdmd(s: &mut State, c: &mut Ctx) -> Answer {
     }
     s.page_format(page, 0, Operand::Rcx)?;
     let found = s.page_walk(c, page, level, Operand::Rcx, Mode::Shared)?;
+    s.pause(c, Point::Commit);
     let kind = found.entry.kind();
     c.out.rcx = kind as u64;
     c.out.rdx = found.entry.owner();
@@ -68,12 +72,13 @@ pub(super) fn rdmd(s: &mut State, c: &mut Ctx) -> Answer {
 }
 
 /// TDH.PHYMEM.PAGE.WBINVD: writes back the lines of one free page under the key id in its address.
-pub(super) fn page_wbinvd(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn page_wbinvd(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let mask = s.cfg.hkid.mask();
     let page = c.regs.rcx & !mask;
     let key = ((c.regs.rcx & mask) >> s.cfg.hkid.start_bit) as u16;
     s.page_format(page, 0, Operand::Rcx)?;
     let found = s.page_walk(c, page, 0, Operand::Rcx, Mode::Shared)?;
+    s.pause(c, Point::Commit);
     let dynamic = s.cfg.profile.dynamic_pamt;
     let level_fits = found.level == 0 || dynamic && found.level == 1;
     if !level_fits || found.entry.kind() != PageType::Nda || dynamic && s.mem.is_pamt_page(&s.cfg, page) {
@@ -84,15 +89,20 @@ pub(super) fn page_wbinvd(s: &mut State, c: &mut Ctx) -> Answer {
 }
 
 /// TDH.PHYMEM.CACHE.WB: writes back all lines of the keys whose TDs are blocked, on this package.
-pub(super) fn cache_wb(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn cache_wb(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let package = c.lp % s.cfg.packages;
     let index = package as usize;
+    if c.regs.rcx > 1 {
+        return Err(Status::OPERAND_INVALID.of(Operand::Rcx));
+    }
+    s.lock_write_back(c, index)?;
     match c.regs.rcx {
         0 => s.wb_interrupted[index] = false,
         1 if s.wb_interrupted[index] => {}
-        1 => return Err(Status::WBCACHE_RESUME_ERROR),
-        _ => return Err(Status::OPERAND_INVALID.of(Operand::Rcx)),
+        _ => return Err(Status::WBCACHE_RESUME_ERROR),
     }
+    s.lock_key_table(c)?;
+    s.pause(c, Point::Commit);
     let waiting =
         |key: &KeyState| matches!(key, KeyState::Flushing(packages) if packages & 1 << package != 0);
     if !s.keys.iter().any(waiting) {

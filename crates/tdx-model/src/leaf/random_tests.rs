@@ -11,9 +11,6 @@ use crate::config::ModuleVersion;
 use crate::faults::Interrupts;
 use crate::foreign::{Access, Hold, TdLock};
 use crate::machine::Machine;
-use crate::memory::fold;
-use crate::sept;
-use crate::state::State;
 
 const BASE: u64 = 0x1_0000_0000;
 
@@ -30,49 +27,6 @@ impl Dice {
 
     fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.roll(from.len() as u64) as usize]
-    }
-}
-
-/// A number that changes when anything changes that an error must leave alone.
-fn fingerprint(state: &State) -> u64 {
-    let mut hash = 0;
-    let mut add = |word: u64| hash = fold(hash, word);
-    for (gib, number) in state.mem.gibs.iter().zip(0u64..) {
-        let Some(gib) = gib else { continue };
-        let fine = gib.chunks.iter().flat_map(|chunk| &chunk.fine);
-        let entries = gib.chunks.iter().map(|chunk| &chunk.own).chain(fine.flat_map(|fine| &fine.entries));
-        for (index, entry) in entries.chain([&gib.own]).enumerate() {
-            if entry.owner() != 0 || entry.kind() != crate::PageType::Nda {
-                add(number << 32 | index as u64);
-                add(entry.owner() | entry.kind() as u64);
-                add(entry.bepoch);
-            }
-        }
-    }
-    for td in state.tds.iter().flatten() {
-        let words =
-            [td.chldcnt, td.td_epoch, u64::from(td.op_state), td.lifecycle as u64, u64::from(td.fatal)];
-        words.into_iter().for_each(&mut add);
-        td.refcount.iter().for_each(|&count| add(u64::from(count)));
-        if td.tdcx.len() > crate::td::ROOT_TDCX {
-            hash_table(state, td.root, td.root_level, &mut add);
-        }
-    }
-    hash
-}
-
-fn hash_table(state: &State, table: u32, level: u8, add: &mut impl FnMut(u64)) {
-    for (index, &raw) in state.mem.table(table).iter().enumerate() {
-        let raw = raw & !sept::HOST_PRIORITY;
-        if raw == sept::FREE {
-            continue;
-        }
-        add(u64::from(level) << 32 | index as u64);
-        add(raw);
-        let next = state.mem.table_at(raw & state.cfg.address_mask());
-        if let Some(child) = next.filter(|_| sept::state_of(raw).is_in(sept::TABLES)) {
-            hash_table(state, child, level - 1, add);
-        }
     }
 }
 
@@ -273,10 +227,10 @@ impl World {
 
     /// The call; when it is refused nothing may have changed.
     fn call(&self, regs: Regs) {
-        let before = self.machine.with(|state| fingerprint(state));
+        let before = self.machine.digest();
         let out = self.machine.lp(0).raw(regs);
         if out.rax != 0 {
-            let after = self.machine.with(|state| fingerprint(state));
+            let after = self.machine.digest();
             assert_eq!(before, after, "{regs:x?} answered {:?} and changed something", Status(out.rax));
         }
     }

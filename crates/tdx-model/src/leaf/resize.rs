@@ -4,26 +4,30 @@
 //! leave the range unblocked. (TDX module ABI, "DEMOTE and PROMOTE in full".)
 
 use super::handle_and_flag;
-use crate::abi::{Operand, PageType, Status, op_state, size_of_level};
+use crate::abi::{Leaf, Operand, PageType, Status, op_state, size_of_level};
+use crate::call::Ctx;
 use crate::lock::Mode;
 use crate::memory::FANOUT;
 use crate::sept;
-use crate::state::{Answer, Ctx, Prologue, Slot, State};
+use crate::session::{Point, Session};
+use crate::state::{Answer, Prologue, Slot, State};
 
 const DEMOTE: Prologue =
     Prologue { tdr: Mode::Shared, op_states: op_state::REWORK, levels: (1, 2), tree: Some(Mode::Shared) };
 
 /// TDH.MEM.PAGE.DEMOTE.
-pub(super) fn demote(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn demote(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let (tdr, _sparse) = handle_and_flag(c.regs.rdx)?;
     let td = s.open_td(c, tdr, &DEMOTE)?;
     let slot = s.open_entry_of(c, td, &DEMOTE)?;
+    s.pause(c, Point::Locked);
     s.allow_state(c, &slot, sept::DEMOTE)?;
     let slot = slot.without_counter();
     let (page, _) = s.page_of(&slot);
     s.require_tracking(c, &slot, page, slot.level)?;
     let table_page = c.regs.r8;
     s.new_page(c, table_page, Operand::R8)?;
+    s.pause(c, Point::Commit);
     write_children(s, &slot, table_page);
     // From here on the donated page is overwritten, whatever the outcome.
     if let Err(status) = split_page(s, c, &slot, page) {
@@ -34,7 +38,8 @@ pub(super) fn demote(s: &mut State, c: &mut Ctx) -> Answer {
     let owner = s.td(td).tdr;
     s.mem.pamt_assign(&cfg, table_page, 0, PageType::Ept, owner);
     s.td_mut(td).chldcnt += 1;
-    s.set_entry(&slot, sept::NL_MAPPED | table_page | s.entry_key(td));
+    let entry = sept::NL_MAPPED | table_page | s.entry_key(td);
+    s.set_entry(&slot, entry);
     Ok(())
 }
 
@@ -71,14 +76,16 @@ fn split_page(s: &mut State, c: &mut Ctx, slot: &Slot, page: u64) -> Answer {
 }
 
 /// TDH.MEM.PAGE.PROMOTE.
-pub(super) fn promote(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn promote(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let exclusive = s.cfg.profile.promote_tree_exclusive;
     let tree = Some(if exclusive { Mode::Exclusive } else { Mode::Shared });
     let slot = s.open_entry(c, &Prologue { tree, ..DEMOTE })?;
+    s.pause(c, Point::Locked);
     s.allow_state(c, &slot, sept::TABLES)?;
     let (table_page, _) = s.page_of(&slot);
     s.implicit_page(c, table_page, 0, Operand::Rcx, Mode::Exclusive)?;
     s.require_tracking(c, &slot, table_page, 0)?;
+    s.pause(c, Point::Commit);
     let merged = compare_children(s, c, &slot, table_page)?;
     if s.faults.host_poll() {
         return Err(c.interrupted());
@@ -93,7 +100,7 @@ pub(super) fn promote(s: &mut State, c: &mut Ctx) -> Answer {
     }
     s.mem.drop_table(table_page);
     s.td_mut(slot.td).chldcnt -= 1;
-    c.out.rcx = s.free_page(table_page, 0);
+    c.out.rcx = s.free_page(Leaf::PagePromote, table_page, 0);
     Ok(())
 }
 

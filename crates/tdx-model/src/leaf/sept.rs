@@ -1,10 +1,12 @@
 //! SEPT.ADD, SEPT.RD, SEPT.REMOVE: the tables of the tree.
 
 use super::handle_and_flag;
-use crate::abi::{NULL_PA, Operand, PageType, Status, op_state};
+use crate::abi::{Leaf, NULL_PA, Operand, PageType, Status, op_state};
+use crate::call::Ctx;
 use crate::lock::Mode;
 use crate::sept::{self, EntryState};
-use crate::state::{Answer, Ctx, Prologue, Slot, State, TOP};
+use crate::session::{Point, Session};
+use crate::state::{Answer, Prologue, Slot, State, TOP};
 
 /// Bit 63 of a page operand: ignored on input, "not used" on output.
 const UNUSED: u64 = 1 << 63;
@@ -27,7 +29,7 @@ const fn without_flag(page: u64) -> u64 {
 }
 
 /// TDH.MEM.SEPT.ADD: a new table under the entry of the given level.
-pub(super) fn add(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn add(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let (tdr, allow_existing) = handle_and_flag(c.regs.rdx)?;
     let page = without_flag(c.regs.r8);
     if c.version == 1 {
@@ -38,6 +40,7 @@ pub(super) fn add(s: &mut State, c: &mut Ctx) -> Answer {
     }
     let td = s.open_td(c, tdr, &ADD)?;
     let slot = s.open_entry_of(c, td, &ADD)?;
+    s.pause(c, Point::Locked);
     s.allow_state(c, &slot, sept::SEPT_ADD)?;
     let wanted = table_wanted(s, c, &slot, page, allow_existing)?;
     // Without L2 VMs any L2 page is one too many.
@@ -46,6 +49,7 @@ pub(super) fn add(s: &mut State, c: &mut Ctx) -> Answer {
             return Err(Status::OPERAND_INVALID.of(Operand::l2_page(vm)));
         }
     }
+    s.pause(c, Point::Commit);
     if wanted {
         link_table(s, &slot, page);
         if c.version == 1 {
@@ -86,13 +90,14 @@ fn link_table(s: &mut State, slot: &Slot, page: u64) {
 }
 
 /// TDH.MEM.SEPT.RD: what an entry looks like, in any state.
-pub(super) fn rd(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn rd(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let (tdr, with_l2) = handle_and_flag(c.regs.rdx)?;
     let td = s.open_td(c, tdr, &RD)?;
     if with_l2 && !s.td(td).debug {
         return Err(Status::OPERAND_INVALID.of(Operand::Rdx));
     }
     let slot = s.open_entry_of(c, td, &RD)?;
+    s.pause(c, Point::Locked);
     c.out.rcx = sept::shown(&s.cfg, slot.entry);
     c.out.rdx = sept::shown_info(slot.entry, slot.level);
     if with_l2 {
@@ -102,8 +107,9 @@ pub(super) fn rd(s: &mut State, c: &mut Ctx) -> Answer {
 }
 
 /// TDH.MEM.SEPT.REMOVE: gives back an empty table.
-pub(super) fn remove(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn remove(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let slot = s.open_entry(c, &REMOVE)?;
+    s.pause(c, Point::Locked);
     s.allow_state(c, &slot, sept::TABLES)?;
     let (page, _) = s.page_of(&slot);
     s.implicit_page(c, page, 0, Operand::Rcx, Mode::Exclusive)?;
@@ -112,9 +118,10 @@ pub(super) fn remove(s: &mut State, c: &mut Ctx) -> Answer {
     if table.is_some_and(|table| table.iter().any(|&entry| sept::state_of(entry) != EntryState::Free)) {
         return Err(s.details(c, &slot, Status::EPT_PAGE_NOT_FREE));
     }
+    s.pause(c, Point::Commit);
     s.set_entry(&slot, sept::FREE);
     s.mem.drop_table(page);
     s.td_mut(slot.td).chldcnt -= 1;
-    c.out.rcx = s.free_page(page, 0);
+    c.out.rcx = s.free_page(Leaf::SeptRemove, page, 0);
     Ok(())
 }

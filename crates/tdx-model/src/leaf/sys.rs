@@ -1,7 +1,8 @@
 //! SYS.RD and SYS.INFO: what the module says about itself.
 
 use crate::abi::{NULL_PA, Operand, Status};
-use crate::state::{Answer, Ctx, State};
+use crate::call::Ctx;
+use crate::state::{Answer, State};
 
 impl State {
     /// Global metadata fields, ordered by id.

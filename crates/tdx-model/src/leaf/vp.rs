@@ -4,8 +4,10 @@
 //! (TDX module ABI, "Concurrency".)
 
 use crate::abi::{Lifecycle, Operand, PageType, Status, op_state};
+use crate::call::Ctx;
 use crate::lock::Mode;
-use crate::state::{Answer, Ctx, State};
+use crate::session::{Point, Session};
+use crate::state::{Answer, State};
 use crate::td::{VCPU_TDCX, Vcpu};
 
 /// VM exit reason "external interrupt".
@@ -37,27 +39,48 @@ impl State {
         Ok((td, vcpu))
     }
 
-    /// Enters the vCPU: on success it is in guest mode and keeps its two page locks.
-    pub(crate) fn enter_vcpu(&mut self, c: &mut Ctx) -> Answer<(usize, usize)> {
-        let page = c.regs.rcx & !ENTER_FLAGS;
-        let (td, vcpu) = self.tdvpr_operand(c, page, Operand::Rcx, Mode::Shared)?;
-        self.ready(td)?;
-        self.lock_op_state(c, td, op_state::ENTER)?;
-        let lp = c.lp;
-        let domain = self.td_mut(td);
-        let cpu = &mut domain.vcpus[vcpu];
+    fn may_enter(&self, lp: u32, td: usize, vcpu: usize) -> Answer {
+        let cpu = &self.td(td).vcpus[vcpu];
         if !cpu.initialized {
             return Err(Status::VCPU_STATE_INCORRECT);
         }
         if cpu.inside || cpu.lp.is_some_and(|associated| associated != lp) {
             return Err(Status::VCPU_ASSOCIATED);
         }
-        if !domain.epoch_lock.acquire(Mode::Shared) {
-            return Err(Status::OPERAND_BUSY.of(Operand::TdEpoch));
-        }
+        Ok(())
+    }
+
+    /// The vCPU leaves guest mode.
+    pub(crate) fn exit_vcpu(&mut self, td: usize, vcpu: usize) {
+        let domain = self.td_mut(td);
+        let (tdr, cpu) = (domain.tdr, &mut domain.vcpus[vcpu]);
+        cpu.inside = false;
+        cpu.kicked = false;
+        let tdvpr = cpu.tdvpr;
+        let parity = (cpu.epoch & 1) as usize;
+        domain.refcount[parity] -= 1;
+        let cfg = self.cfg.clone();
+        self.mem.pamt_unlock(&cfg, tdr, 0, Mode::Shared);
+        self.mem.pamt_unwalk(&cfg, tdvpr, 0, Mode::Shared);
+    }
+}
+
+impl Session<'_> {
+    /// Enters the vCPU: on success it is in guest mode and keeps its two page locks.
+    pub(crate) fn enter_vcpu(&mut self, c: &mut Ctx) -> Answer<(usize, usize)> {
+        let page = c.regs.rcx & !ENTER_FLAGS;
+        let (td, vcpu) = self.tdvpr_operand(c, page, Operand::Rcx, Mode::Shared)?;
+        self.ready(td)?;
+        self.lock_op_state(c, td, op_state::ENTER)?;
+        self.may_enter(c.lp, td, vcpu)?;
+        self.lock_epoch(c, td, Mode::Shared)?;
+        self.pause(c, Point::Commit);
+        // Another processor may have tried the same vCPU: only one of them wins.
+        self.may_enter(c.lp, td, vcpu)?;
+        let lp = c.lp;
+        let domain = self.td_mut(td);
         let epoch = domain.td_epoch;
         domain.refcount[(epoch & 1) as usize] += 1;
-        domain.epoch_lock.release(Mode::Shared);
         let cpu = &mut domain.vcpus[vcpu];
         if cpu.epoch != epoch || cpu.lp.is_none() {
             cpu.translations.flush();
@@ -68,23 +91,10 @@ impl State {
         c.keep_pages();
         Ok((td, vcpu))
     }
-
-    /// The vCPU leaves guest mode.
-    pub(crate) fn exit_vcpu(&mut self, td: usize, vcpu: usize) {
-        let domain = self.td_mut(td);
-        let (tdr, cpu) = (domain.tdr, &mut domain.vcpus[vcpu]);
-        cpu.inside = false;
-        let tdvpr = cpu.tdvpr;
-        let parity = (cpu.epoch & 1) as usize;
-        domain.refcount[parity] -= 1;
-        let cfg = self.cfg.clone();
-        self.mem.pamt_unlock(&cfg, tdr, 0, Mode::Shared);
-        self.mem.pamt_unwalk(&cfg, tdvpr, 0, Mode::Shared);
-    }
 }
 
 /// TDH.VP.ENTER made as a plain call: the guest is left at once, by an external interrupt.
-pub(super) fn enter(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn enter(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let (td, vcpu) = s.enter_vcpu(c)?;
     s.exit_vcpu(td, vcpu);
     c.out = seamcall::Regs::default();
@@ -92,15 +102,17 @@ pub(super) fn enter(s: &mut State, c: &mut Ctx) -> Answer {
 }
 
 /// TDH.VP.CREATE: RCX page, RDX TDR.
-pub(super) fn create(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn create(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let (page, tdr) = (c.regs.rcx, c.regs.rdx);
     let td = s.tdr_operand(c, tdr, Operand::Rdx, Mode::Shared)?;
     s.ready(td)?;
     s.lock_op_state(c, td, op_state::VP_BUILD)?;
     s.new_page(c, page, Operand::Rcx)?;
+    s.pause(c, Point::Commit);
     let (cfg, key) = (s.cfg.clone(), s.td(td).hkid);
     s.donated(page, 1, key);
-    s.mem.write(page, handle(td, s.td(td).vcpus.len()), key);
+    let number = s.td(td).vcpus.len();
+    s.mem.write(page, handle(td, number), key);
     s.mem.pamt_assign(&cfg, page, 0, PageType::Tdvpr, tdr);
     let domain = s.td_mut(td);
     domain.vcpus.push(Vcpu { tdvpr: page, ..Vcpu::default() });
@@ -109,7 +121,7 @@ pub(super) fn create(s: &mut State, c: &mut Ctx) -> Answer {
 }
 
 /// TDH.VP.ADDCX: RCX page, RDX TDVPR.
-pub(super) fn add_cx(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn add_cx(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let page = c.regs.rcx;
     let (td, vcpu) = s.tdvpr_operand(c, c.regs.rdx, Operand::Rdx, Mode::Exclusive)?;
     s.ready(td)?;
@@ -121,6 +133,7 @@ pub(super) fn add_cx(s: &mut State, c: &mut Ctx) -> Answer {
         return Err(Status::TDCX_NUM_INCORRECT);
     }
     s.new_page(c, page, Operand::Rcx)?;
+    s.pause(c, Point::Commit);
     let (cfg, key, tdr) = (s.cfg.clone(), s.td(td).hkid, s.td(td).tdr);
     s.donated(page, 1, key);
     s.mem.write(page, 0, key);
@@ -132,10 +145,11 @@ pub(super) fn add_cx(s: &mut State, c: &mut Ctx) -> Answer {
 }
 
 /// TDH.VP.INIT: RCX TDVPR. The vCPU is associated with this logical processor.
-pub(super) fn init(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn init(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let (td, vcpu) = s.tdvpr_operand(c, c.regs.rcx, Operand::Rcx, Mode::Exclusive)?;
     s.ready(td)?;
     s.lock_op_state(c, td, op_state::BUILD)?;
+    s.pause(c, Point::Commit);
     let domain = s.td_mut(td);
     let initialized = domain.vcpus.iter().filter(|vcpu| vcpu.initialized).count();
     let cpu = &mut domain.vcpus[vcpu];
@@ -154,13 +168,14 @@ pub(super) fn init(s: &mut State, c: &mut Ctx) -> Answer {
 }
 
 /// TDH.VP.FLUSH: RCX TDVPR. Ends the association with this logical processor.
-pub(super) fn flush(s: &mut State, c: &mut Ctx) -> Answer {
+pub(super) fn flush(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let (td, vcpu) = s.tdvpr_operand(c, c.regs.rcx, Operand::Rcx, Mode::Exclusive)?;
     // A fatal TD must still be possible to tear down.
     if s.td(td).lifecycle != Lifecycle::KeysConfigured {
         return Err(Status::TD_KEYS_NOT_CONFIGURED);
     }
     s.lock_op_state(c, td, op_state::ANY)?;
+    s.pause(c, Point::Commit);
     let lp = c.lp;
     let cpu = &mut s.td_mut(td).vcpus[vcpu];
     if cpu.lp != Some(lp) {

@@ -29,6 +29,8 @@ pub(super) struct Line {
     ver: u64,
     td: Option<usize>,
     vcpu: Option<usize>,
+    #[serde(default)]
+    lp: u32,
     #[serde(rename = "in")]
     input: Option<Input>,
     out: Option<Output>,
@@ -42,6 +44,7 @@ pub(super) struct Step {
     pub(super) version: u64,
     pub(super) td: Option<usize>,
     pub(super) vcpu: Option<usize>,
+    pub(super) lp: u32,
     pub(super) input: Input,
     pub(super) out: Output,
 }
@@ -54,6 +57,7 @@ impl Step {
             version: line.ver,
             td: line.td,
             vcpu: line.vcpu,
+            lp: line.lp,
             input: line.input.ok_or("a step without input")?,
             out: line.out.ok_or("a step without output")?,
         })
@@ -87,6 +91,8 @@ pub(super) struct Input {
     pub(super) op_state: u8,
     pub(super) lifecycle: u8,
     pub(super) fatal: u8,
+    /// Bytes, two hexadecimal digits each.
+    pub(super) data: String,
 }
 
 impl Input {
@@ -150,8 +156,12 @@ pub(super) struct Header {
     pub(super) hkid: Hkid,
     pub(super) seamrr: Range,
     pub(super) tdmrs: Vec<Tdmr>,
+    #[serde(default)]
     pub(super) tds: Vec<Td>,
+    #[serde(default)]
     pub(super) pamt_initial: Vec<PamtRow>,
+    pub(super) dynamic_pamt: Option<bool>,
+    pub(super) packages: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -236,8 +246,9 @@ const fn one() -> u64 {
 
 #[derive(Deserialize)]
 pub(super) struct End {
-    pub(super) pamt: Vec<PamtRow>,
-    pub(super) nda_stale_owner: Vec<StaleRow>,
+    pub(super) pamt: Option<Vec<PamtRow>>,
+    pub(super) nda_stale_owner: Option<Vec<StaleRow>>,
+    #[serde(default)]
     pub(super) tds: Vec<EndTd>,
 }
 

@@ -86,7 +86,10 @@ impl Start {
                 reserved: tdmr.reserved.iter().map(|area| (area.pa.0, area.size.0)).collect(),
             });
         }
-        let mut state = builder.build_state();
+        if let Some(enabled) = header.dynamic_pamt {
+            builder = builder.dynamic_pamt(enabled);
+        }
+        let mut state = builder.packages(header.packages.unwrap_or(1)).build_state();
         load_pamt(&mut state, header)?;
         let mut tdvprs = Vec::new();
         for row in &header.tds {
@@ -96,10 +99,20 @@ impl Start {
         Ok(Self { state, audit, tdvprs })
     }
 
-    /// TDVPR and logical processor of a vCPU.
-    pub(super) fn vcpu(&self, td: Option<usize>, vcpu: Option<usize>) -> Result<(u64, u32), String> {
-        let found = td.zip(vcpu).and_then(|(td, vcpu)| self.tdvprs.get(td)?.get(vcpu));
-        found.copied().ok_or_else(|| "no such vCPU".to_owned())
+    /// TDVPR and logical processor of a vCPU: of the header, or created since.
+    pub(super) fn vcpu(
+        &self,
+        state: &State,
+        td: Option<usize>,
+        vcpu: Option<usize>,
+    ) -> Result<(u64, u32), String> {
+        let (td, vcpu) = td.zip(vcpu).ok_or("no vCPU is named")?;
+        let named = self.tdvprs.get(td).and_then(|vcpus| vcpus.get(vcpu)).copied();
+        let created = || {
+            let created = state.tds.get(td)?.as_ref()?.vcpus.get(vcpu)?;
+            Some((created.tdvpr, created.lp.unwrap_or(0)))
+        };
+        named.or_else(created).ok_or_else(|| "no such vCPU".to_owned())
     }
 }
 

@@ -8,10 +8,14 @@ mod end;
 mod format;
 mod header;
 mod ops;
+mod write;
+
+pub use write::{Platform, TraceWriter};
 
 use std::io::BufRead;
 
-use crate::state::State;
+use crate::machine::Machine;
+use crate::session::Contention;
 
 /// A difference between the trace and the model.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -105,7 +109,7 @@ impl core::error::Error for BadTrace {}
 struct Sequence {
     number: u64,
     name: String,
-    state: State,
+    machine: Machine,
     holds: ops::Holds,
     unknown: Option<String>,
     mismatches: u64,
@@ -133,11 +137,11 @@ pub fn run(trace: impl BufRead, audit: bool, mut tell: impl FnMut(Event<'_>)) ->
         }
         let start = machine.as_ref().ok_or_else(|| bad("no header before this line".to_owned()))?;
         if let Some(name) = line.name {
-            let state = start.state.clone();
+            let machine = Machine::new(start.state.clone(), Contention::None);
             current = Some(Sequence {
                 number: line.seq,
                 name,
-                state,
+                machine,
                 holds: ops::Holds::default(),
                 unknown: None,
                 mismatches: 0,
@@ -168,7 +172,7 @@ impl Sequence {
     }
 
     fn step(&mut self, start: &header::Start, step: &format::Step, tell: &mut impl FnMut(Event<'_>)) {
-        let differences = match ops::perform(&mut self.state, &mut self.holds, start, step) {
+        let differences = match ops::perform(&mut self.machine.session(), &mut self.holds, start, step) {
             Ok(ops::Outcome::Unknown) => {
                 self.unknown = Some(step.leaf.clone());
                 return;
@@ -192,7 +196,8 @@ impl Sequence {
 
     fn finish(&mut self, end: &format::End, tally: &mut Tally, tell: &mut impl FnMut(Event<'_>)) {
         if self.unknown.is_none() {
-            for (what, expected, got) in end::compare(&self.state, end) {
+            let differences = end::compare(&self.machine.session(), end);
+            for (what, expected, got) in differences {
                 let mismatch = Mismatch {
                     sequence: self.number,
                     name: self.name.clone(),

@@ -6,11 +6,12 @@ use seamcall::Regs;
 
 use super::format::{Input, Output, Step};
 use super::header::Start;
-use crate::abi::{Leaf, Lifecycle};
+use crate::abi::{Leaf, Lifecycle, PAGE};
 use crate::faults::Interrupts;
 use crate::foreign::{Hold, TdLock};
 use crate::guest::{Accept, TdExit};
 use crate::lock::Mode;
+use crate::session::Session;
 use crate::state::State;
 
 /// What differs: which register or result, expected, got.
@@ -30,7 +31,7 @@ pub(super) struct Holds {
 }
 
 pub(super) fn perform(
-    state: &mut State,
+    state: &mut Session<'_>,
     holds: &mut Holds,
     start: &Start,
     step: &Step,
@@ -55,10 +56,10 @@ pub(super) fn perform(
     Ok(Outcome::Differences(differences))
 }
 
-/// A SEAMCALL on the host's logical processor.
-fn call(state: &mut State, step: &Step, rax: u64) -> Differences {
+/// A SEAMCALL on the logical processor that the trace names, or the first.
+fn call(state: &mut Session<'_>, step: &Step, rax: u64) -> Differences {
     let input = step.input.regs(rax);
-    let got = state.seamcall(0, input);
+    let got = state.seamcall(step.lp, input);
     let mut differences = compare_regs(&step.out.regs(input), &got);
     if let Some(kind) = &step.out.kind {
         differences.push(("kind", kind.clone(), "a return".to_owned()));
@@ -87,8 +88,8 @@ fn differ<T: PartialEq + core::fmt::Debug>(what: &'static str, expected: &T, got
 }
 
 /// A guest's ACCEPT.
-fn accept(state: &mut State, start: &Start, step: &Step) -> Result<Differences, String> {
-    let (tdvpr, _) = start.vcpu(step.td, step.vcpu)?;
+fn accept(state: &mut Session<'_>, start: &Start, step: &Step) -> Result<Differences, String> {
+    let (tdvpr, _) = start.vcpu(state, step.td, step.vcpu)?;
     let (td, vcpu) = state.vcpu_of(tdvpr).ok_or("the vCPU is gone")?;
     if !state.td(td).vcpus[vcpu].inside {
         return Ok(vec![("vcpu", "in guest mode".to_owned(), "outside".to_owned())]);
@@ -107,7 +108,7 @@ fn accept(state: &mut State, start: &Start, step: &Step) -> Result<Differences, 
 }
 
 fn simulate(
-    state: &mut State,
+    state: &mut Session<'_>,
     holds: &mut Holds,
     start: &Start,
     pseudo: &str,
@@ -117,7 +118,7 @@ fn simulate(
     let differences = match pseudo {
         "VCPU_ENTER" => enter(state, start, step)?,
         "VCPU_EXIT" => {
-            let (tdvpr, _) = start.vcpu(input.td, input.vcpu)?;
+            let (tdvpr, _) = start.vcpu(state, input.td, input.vcpu)?;
             let (td, vcpu) = state.vcpu_of(tdvpr).ok_or("the vCPU is gone")?;
             if state.td(td).vcpus[vcpu].inside {
                 state.exit_vcpu(td, vcpu);
@@ -152,13 +153,30 @@ fn simulate(
             set_td(state, pseudo, input)?;
             Vec::new()
         }
+        "WRITE" => {
+            write_memory(state, input)?;
+            Vec::new()
+        }
         _ => return Ok(Outcome::Unknown),
     };
     Ok(Outcome::Differences(differences))
 }
 
-fn enter(state: &mut State, start: &Start, step: &Step) -> Result<Differences, String> {
-    let (tdvpr, lp) = start.vcpu(step.input.td, step.input.vcpu)?;
+/// What the host put into ordinary memory for the module to read.
+fn write_memory(state: &mut State, input: &Input) -> Result<(), String> {
+    let digits = input.data.as_bytes();
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    let bytes = digits.chunks(2).map(byte).collect::<Option<Vec<u8>>>();
+    let bytes = bytes.filter(|_| digits.len().is_multiple_of(2)).ok_or("data is not hexadecimal")?;
+    if input.pa.0 % PAGE + bytes.len() as u64 > PAGE {
+        return Err("data crosses a page end".to_owned());
+    }
+    state.mem.write_bytes(input.pa.0, &bytes);
+    Ok(())
+}
+
+fn enter(state: &mut Session<'_>, start: &Start, step: &Step) -> Result<Differences, String> {
+    let (tdvpr, lp) = start.vcpu(state, step.input.td, step.input.vcpu)?;
     let status = state.enter_guest(lp, tdvpr).err();
     let mut differences = differ("entered", &step.out.entered, &Some(status.is_none()));
     if let (Some(expected), Some(got)) = (step.out.rax, status) {
