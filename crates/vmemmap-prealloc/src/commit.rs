@@ -180,17 +180,76 @@ where
     let walk = Walk::of(backend, block, block);
     walk.check_templates(&layout.counts())?;
     backend.set_optimized(block, true);
-    let mut applied = Applied::default();
-    for folio in layout.folios(0) {
-        let first = walk.geometry.index_of(block, folio);
-        let tail = walk.geometry.tail_of(block, folio);
-        let kept = first.saturating_add(walk.geometry.kept(folio.order()));
-        for index in kept..first.saturating_add(walk.geometry.vmemmap_pages(folio.order())) {
-            backend.map_tail(walk.at(index), tail);
-            applied.replaced = applied.replaced.saturating_add(1);
+    let mapped = walk.each_tail(layout.folios(0), |at, folio, _| {
+        backend.map_tail(at, walk.geometry.tail_of(block, folio));
+        Ok::<(), u64>(())
+    });
+    let (Ok(replaced) | Err(replaced)) = mapped;
+    Ok(Applied { replaced, ..Applied::default() })
+}
+
+/// Vmemmap pages that [`restore`] takes; 0 for a block that is not optimized.
+#[must_use]
+pub fn pages_to_restore<V, S>(backend: &V, layout: &FolioLayout<S>) -> u64
+where
+    V: VmemmapBackend + ?Sized,
+    S: PageSet,
+{
+    let optimized = backend.is_optimized(layout.block());
+    if optimized { backend.geometry().all_tail_pages(&layout.counts()) } else { 0 }
+}
+
+/// Gives a block every page of its vmemmap back, in the layout it has: the opposite of [`optimize`].
+///
+/// No transition needs it, they go from layout to layout directly; it is for a block that leaves the optimization, to
+/// be unplugged or given to an owner who writes to tails. All folios of the block are frozen. Flush before thawing.
+///
+/// # Errors
+///
+/// [`ApplyError::Short`]: nothing has changed. [`ApplyError::BrokenStore`]: the same `struct page`s are mapped as
+/// before, but flush before thawing.
+pub fn restore<V, S>(
+    backend: &V,
+    layout: &FolioLayout<S>,
+    store: &mut dyn FrameStore,
+) -> Result<Applied, ApplyError>
+where
+    V: VmemmapBackend + ?Sized,
+    S: PageSet,
+{
+    let whole = layout.block();
+    let (need, have) = (pages_to_restore(backend, layout), u64::from(store.count(FrameKind::Vmemmap)));
+    if have < need {
+        return Err(ApplyError::Short { whole, need, have });
+    }
+    if !backend.is_optimized(whole) {
+        return Ok(Applied::default());
+    }
+    let walk = Walk::of(backend, whole, whole);
+    let restored = walk.each_tail(layout.folios(0), |at, folio, fresh| {
+        let page = store.get(FrameKind::Vmemmap).ok_or(fresh)?;
+        let mut page = backend.prepare(at, page);
+        backend.write_folio(&mut page, folio);
+        backend.map_own(at, page);
+        Ok(())
+    });
+    match restored {
+        Ok(fresh) => {
+            backend.set_optimized(whole, false);
+            Ok(Applied { fresh, ..Applied::default() })
+        }
+        Err(got) => {
+            let geometry = walk.geometry;
+            let _ = walk.each_tail(layout.folios(0), |at, folio, done| {
+                if done == got {
+                    return Err(done);
+                }
+                backend.map_tail(at, geometry.tail_of(whole, folio));
+                Ok(())
+            });
+            Err(ApplyError::BrokenStore { whole, need, got })
         }
     }
-    Ok(applied)
 }
 
 /// A split that has all it takes.

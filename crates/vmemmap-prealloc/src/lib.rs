@@ -50,7 +50,9 @@ pub mod model;
 
 pub use atom::{AtomDone, AtomError, merge_atom, split_atom};
 pub use backend::{NoVmemmap, VmemmapBackend, VmemmapPage};
-pub use commit::{Applied, ApplyError, apply_merge, apply_split, optimize, pages_to_split};
+pub use commit::{
+    Applied, ApplyError, apply_merge, apply_split, optimize, pages_to_restore, pages_to_split, restore,
+};
 pub use geometry::{Geometry, GeometryError, Tail, TailScheme};
 pub use needs::{BlockState, Savings, VmemmapNeeds};
 pub use register::{RegisterError, give_back, install_tables, install_templates, reserve, templates};

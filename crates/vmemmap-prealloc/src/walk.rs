@@ -46,6 +46,25 @@ impl<'a, V: VmemmapBackend + ?Sized> Walk<'a, V> {
         orders.try_for_each(|order| self.check_template(PfnBlock::containing(self.whole.base(), order)))
     }
 
+    /// Calls `each` with every tail page of `folios`, its folio, and the number of calls before. Ends with the first
+    /// error, or with the number of calls.
+    pub(crate) fn each_tail<S: PageSet>(
+        &self,
+        folios: Folios<S>,
+        mut each: impl FnMut(VmemmapPage, PfnBlock, u64) -> Result<(), u64>,
+    ) -> Result<u64, u64> {
+        let mut calls: u64 = 0;
+        for folio in folios {
+            let first = self.geometry.index_of(self.block, folio);
+            let kept = first.saturating_add(self.geometry.kept(folio.order()));
+            for index in kept..first.saturating_add(self.geometry.vmemmap_pages(folio.order())) {
+                each(self.at(index), folio, calls)?;
+                calls = calls.saturating_add(1);
+            }
+        }
+        Ok(calls)
+    }
+
     /// From one folio to pieces. Fails with the number of pages that the store gave if it gives no more.
     pub(crate) fn split<S: PageSet>(
         &self,
