@@ -9,7 +9,7 @@ use super::convert::Failure;
 use super::oracle::{Page, Run, pattern};
 use super::{Engine, Phase};
 use crate::report::OpReport;
-use crate::scenario::{PAGE, Region};
+use crate::scenario::{PAGE, Region, Verb};
 
 /// Exits in a row for one page after which the host gives up.
 const MAX_EXITS: u32 = 8;
@@ -205,13 +205,18 @@ impl Engine<'_, '_> {
         }
     }
 
-    /// Contents around the edges of `range`, where a mistake of a conversion would show.
-    pub fn verify_edges(&mut self, range: GpaRange) {
+    /// I2: contents in and around the first and last 2 MiB of what changed, where a mistake would show first.
+    pub fn verify_edges(&mut self, verb: &Verb) {
+        let (Verb::Share { .. } | Verb::Unshare { .. } | Verb::Punch { .. } | Verb::Poison { .. }, Some(region)) =
+            (verb, verb.region())
+        else {
+            return;
+        };
         let wide = Level::L2M.size();
-        let (start, end) = (range.start().raw(), range.end());
-        let last = end.saturating_sub(wide).max(start);
-        for (from, to) in [(start.saturating_sub(wide), (start + wide).min(end)), (last, end + wide)] {
-            self.verify(Region { start: from, len: to - from });
-        }
+        let end = region.start + region.len;
+        let first = Region { start: region.start.saturating_sub(wide), len: 2 * wide };
+        let rest = (first.start + first.len).max(end.saturating_sub(wide));
+        self.verify(first);
+        self.verify(Region { start: rest, len: (end + wide).saturating_sub(rest) });
     }
 }

@@ -266,6 +266,9 @@ impl<'m, 'o> Engine<'m, 'o> {
         if same && matches!(report.result, Outcome::Again | Outcome::Refused) && self.digest(scope) != before {
             self.violation(format!("I5: `{}` ended {} and changed something", op.text, report.result));
         }
+        if report.result == Outcome::Ok && !self.fatal {
+            self.verify_edges(&op.verb);
+        }
         self.check_invariants(scope, matches!(op.verb, Verb::Check));
         self.observer.op(op, &report);
         if let Some(unmet) = UnmetExpect::of(op, &report) {
