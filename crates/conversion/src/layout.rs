@@ -113,20 +113,22 @@ pub(crate) struct Relaid {
 }
 
 impl Relaid {
-    fn add(&mut self, done: &AtomDone) {
+    fn add(&mut self, done: &AtomDone, change: Change) {
+        let count = match change {
+            Change::Split(_) => &mut self.splits,
+            Change::Merge(_) => &mut self.merges,
+        };
+        *count = count.saturating_add(1);
         let pages = u32::try_from(done.released).unwrap_or(u32::MAX);
         let frames = FrameNeeds::of(FrameKind::Vmemmap, pages);
         self.released = self.released.plus(Needs { frames, index_nodes: done.nodes_freed });
     }
 }
 
-/// Carries out the part of a change that lies in the 2 MiB of `block` at page `at`.
+/// Carries out the part of a change that lies in the 2 MiB of `block` at page `at`, folio by folio.
 ///
-/// A merge that cannot freeze its folios is left for later: the set keeps its pages small.
-///
-/// # Errors
-///
-/// Nothing changed in these 2 MiB but for folios that were changed completely.
+/// A merge that cannot freeze its folios is left for later: the set keeps its pages small. The result may be an error
+/// after some folios were changed; those are changed completely, and the platform's set says so.
 pub(crate) fn relay<P: Platform>(
     platform: &P,
     block: Block,
@@ -134,32 +136,34 @@ pub(crate) fn relay<P: Platform>(
     at: u64,
     (store, nodes): (&mut P::Store, &mut <P::Folios as FolioBackend>::Nodes),
     to: &dyn FrameSource,
-) -> Result<Relaid, AtomError> {
+) -> (Relaid, Result<(), AtomError>) {
     let mut done = Relaid::default();
     let mut target = Target::new(platform, block, request);
     let piece = at..chunk_end(at).min(target.window.end);
     target.window = piece.clone();
     let transition = target.transition();
     let backends = (platform.folios(), platform.vmemmap());
+    let mut rest = piece.start;
     for change in transition.changes(piece.clone()) {
-        match change {
-            Change::Split(whole) => {
-                let atom = split_atom(backends, &transition, whole, FREEZE_TRIES, nodes, store, to)?;
-                done.add(&atom);
-                done.splits = done.splits.saturating_add(1);
-            }
-            Change::Merge(whole) => {
-                match merge_atom(backends, &transition, whole, FREEZE_TRIES, to) {
-                    Ok(atom) => done.add(&atom),
-                    Err(AtomError::Pinned(_)) => return Ok(done),
-                    Err(error) => return Err(error),
-                }
-                done.merges = done.merges.saturating_add(1);
-            }
+        let whole = change.whole();
+        let atom = match change {
+            Change::Split(_) => split_atom(backends, &transition, whole, FREEZE_TRIES, nodes, store, to),
+            Change::Merge(_) => merge_atom(backends, &transition, whole, FREEZE_TRIES, to),
+        };
+        let first = whole.base().raw().saturating_sub(block.pfn().base().raw());
+        let within = first.max(rest)..first.saturating_add(whole.pages()).min(piece.end);
+        // Between two changes pages change their set and no folio does.
+        record(platform, &block, rest..within.start, &target);
+        rest = within.end;
+        match (atom, change) {
+            (Ok(atom), _) => done.add(&atom, change),
+            (Err(AtomError::Pinned(_)), Change::Merge(_)) => continue,
+            (Err(error), _) => return (done, Err(error)),
         }
+        record(platform, &block, within, &target);
     }
-    record(platform, &block, piece, &target);
-    Ok(done)
+    record(platform, &block, rest..piece.end, &target);
+    (done, Ok(()))
 }
 
 /// First page after the 2 MiB of the block that page `at` lies in.

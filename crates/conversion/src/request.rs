@@ -47,6 +47,11 @@ impl Request {
     pub const fn new(range: GpaRange, operation: Operation) -> Self {
         Self { range, operation }
     }
+
+    /// Whether pages are taken out of the guest.
+    pub(crate) const fn removes(&self) -> bool {
+        matches!(self.operation, Operation::Share | Operation::Punch | Operation::Isolate)
+    }
 }
 
 impl fmt::Display for Request {

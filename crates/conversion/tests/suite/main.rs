@@ -14,5 +14,8 @@
 )]
 
 mod common;
+mod faults;
 mod needs;
 mod operations;
+mod pins;
+mod random;

@@ -2,11 +2,14 @@
 
 use crate::common::{
     ALL, COARSE, HUGETLB, PAGES, TWO,
-    drive::{accept, accepted, begin, finish, populate, promote, promoted, request, run, share, unshare, Trace, steps},
-    host::{Host, orders},
+    drive::{
+        Trace, accept, accepted, begin, finish, populate, promote, promoted, request, run, share, step, steps,
+        unshare,
+    },
+    host::{Host, Store, orders},
     world::{Page, World},
 };
-use gpa_conversion::{Operation, Outcome, Plan};
+use gpa_conversion::{Bound, Operation, Outcome, Plan, Refusal, Step};
 use sept_core::{FrameKind, FrameNeeds, Level};
 
 const GIB: u64 = 1 << 18;
@@ -225,20 +228,22 @@ fn parked_between_any_two_steps() {
         let mut commit = begin(&host, share(40..48));
         let mut trace = Trace::default();
         for _ in 0..parked {
-            let _ = crate::common::drive::step(&host, &world, &mut commit, 1, &mut trace).unwrap();
+            let _ = step(&host, &world, &mut commit, 1, &mut trace).unwrap();
         }
-        // The other block is free; this one is not.
-        assert!(Plan::new(&host, share(60..61)).unwrap().reserve(&host, &host.pool, Default::default()).is_ok_and(
-            |held| held.commit(&host).is_err_and(|refused| {
-                let _ = refused.held.release(&host, &host.pool);
-                refused.error == gpa_conversion::Refusal::Contended
-            })
-        ));
+        // This block is taken; the other one is free.
+        let held = Plan::new(&host, share(60..61)).unwrap().reserve(&host, &host.pool, Store::default()).unwrap();
+        let refused = held.commit(&host).unwrap_err();
+        assert_eq!(refused.error, Refusal::Contended);
+        let _ = refused.held.release(&host, &host.pool);
         let other = share(512 + 7..512 + 9);
         let mut second = begin(&host, other);
-        let mut seen = world.clone();
-        seen.update(40..48, |_| Page::Shared);
-        second_to_end(&host, &mut second, &mut world);
+        while second.step(&host, Bound::calls(1), &host.pool, &mut ()).unwrap() != Step::Ended {
+            host.check_step(&world, Some(0..host.pages()));
+        }
+        let receipt = second.finish(&host).unwrap();
+        assert_eq!(receipt.used, receipt.planned);
+        let _ = receipt.rest.release(&host, &host.pool);
+        world.apply(other);
         steps(&host, &world, &mut commit, 1, &mut trace);
         let steps = trace.steps;
         let _ = finish(&host, &mut world, commit, trace);
@@ -249,17 +254,6 @@ fn parked_between_any_two_steps() {
     for parked in 1..total {
         assert_eq!(cut(parked), total);
     }
-}
-
-/// Ends an operation while another one is parked: only what belongs to this one is looked at.
-fn second_to_end(host: &Host, commit: &mut gpa_conversion::Commit<Host>, world: &mut World) {
-    let request = commit.plan().request();
-    while commit.step(host, gpa_conversion::Bound::calls(1), &host.pool, &mut ()).unwrap()
-        != gpa_conversion::Step::Ended
-    {
-        host.check_step(world, Some(0..host.pages()));
-    }
-    world.apply(request);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::runs::Runs;
 use core::ops::Range;
 use folio_split::{Order, OrderSet, Pfn, PfnBlock};
-use gpa_conversion::{Block, Pages, Platform, Visibility};
+use gpa_conversion::{Block, Needs, Pages, Platform, Visibility};
 use sept_core::test_util::{Arena, FramePool, MockTee, RamLedger, VecStore};
 use sept_core::{
     Frame, FrameKind, FrameNeeds, FrameSource, FrameStore, Gpa, GpaEntry, GpaRange, Hpa, Level,
@@ -80,6 +80,8 @@ pub(crate) struct State {
     pub(crate) returned: Runs,
     /// Frames of broken pages: never used again, nor dropped.
     pub(crate) broken: Vec<Frame<Tainted>>,
+    /// What other reservations hold.
+    pub(crate) elsewhere: Needs,
     pub(crate) hold_flush: bool,
     pub(crate) at_flush_end: Option<Hook>,
     pub(crate) at_converting: Option<Hook>,
@@ -92,7 +94,6 @@ pub(crate) struct Host {
     pub(crate) pool: FramePool,
     pub(crate) ram: RamLedger,
     pub(crate) state: Mutex<State>,
-    pub(crate) start: FrameNeeds,
     pub(crate) orders: OrderSet,
     pub(crate) block_order: Order,
     pub(crate) blocks: u64,
@@ -126,7 +127,6 @@ impl Host {
         let root = pool.take(FrameKind::MirrorTable, Hpa::default()).unwrap();
         let arena = Arena::new(Hpa::truncate(POOL), usize::try_from(FRAMES).unwrap(), Box::new(|_, _| {}));
         let table = SecurePageTable::new(TdxConfig::LEVELS_4, arena, tee, root);
-        let start = pool.outstanding();
         let ram = RamLedger::new(Hpa::truncate(RAM), pages);
         Self {
             table,
@@ -134,7 +134,6 @@ impl Host {
             pool,
             ram,
             state: Mutex::default(),
-            start,
             orders,
             block_order,
             blocks,
@@ -182,7 +181,12 @@ impl Host {
 
     pub(crate) fn unpin(&self, page: u64) {
         assert!(self.mm.unpin(Self::pfn(page)), "page {page} is not pinned");
-        self.state().pins.remove(&page);
+        let mut state = self.state();
+        let count = state.pins.get_mut(&page).unwrap();
+        *count -= 1;
+        if *count == 0 {
+            state.pins.remove(&page);
+        }
     }
 
     /// The guest accepts a page it can reach.
