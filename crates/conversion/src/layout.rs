@@ -115,20 +115,22 @@ pub(crate) struct Relaid {
 }
 
 impl Relaid {
-    fn add(&mut self, done: &AtomDone) {
+    fn add(&mut self, done: &AtomDone, change: Change) {
+        let count = match change {
+            Change::Split(_) => &mut self.splits,
+            Change::Merge(_) => &mut self.merges,
+        };
+        *count = count.saturating_add(1);
         let pages = u32::try_from(done.released).unwrap_or(u32::MAX);
         let frames = FrameNeeds::of(FrameKind::Vmemmap, pages);
         self.released = self.released.plus(Needs { frames, index_nodes: done.nodes_freed });
     }
 }
 
-/// Carries out the part of a change that lies in the 2 MiB of `block` at page `at`.
+/// Carries out the part of a change that lies in the 2 MiB of `block` at page `at`, folio by folio.
 ///
-/// A merge that cannot freeze its folios is left for later: the set keeps its pages small.
-///
-/// # Errors
-///
-/// Nothing changed in these 2 MiB but for folios that were changed completely.
+/// A merge that cannot freeze its folios is left for later: the set keeps its pages small. The result may be an error
+/// after some folios were changed; those are changed completely, and the platform's set says so.
 pub(crate) fn relay<P: Platform>(
     platform: &P,
     block: Block,
@@ -136,35 +138,37 @@ pub(crate) fn relay<P: Platform>(
     at: u64,
     (store, nodes): (&mut P::Store, &mut <P::Folios as FolioBackend>::Nodes),
     to: &dyn FrameSource,
-) -> Result<Relaid, RelayError<TeeError<P>>> {
+) -> (Relaid, Result<(), RelayError<TeeError<P>>>) {
     let mut done = Relaid::default();
     let mut target = Target::new(platform, block, request);
     let piece = at..chunk_end(at).min(target.window.end);
     target.window = piece.clone();
     let transition = target.transition();
     let (folios, vmemmap) = (platform.folios(), platform.vmemmap());
+    let mut rest = piece.start;
     for change in transition.changes(piece.clone()) {
-        match change {
-            Change::Split(whole) => {
-                if let Some((at, order)) = larger_leaf(platform, &block, whole, &transition.to_layout())? {
-                    return Err(RelayError::LargerLeaf { at, order });
-                }
-                let atom = split_atom(folios, vmemmap, &transition, whole, FREEZE_TRIES, nodes, store)?;
-                done.add(&atom);
-                done.splits = done.splits.saturating_add(1);
-            }
-            Change::Merge(whole) => {
-                match merge_atom(folios, vmemmap, &transition, whole, FREEZE_TRIES, to) {
-                    Ok(atom) => done.add(&atom),
-                    Err(AtomError::Pinned(_)) => return Ok(done),
-                    Err(error) => return Err(error.into()),
-                }
-                done.merges = done.merges.saturating_add(1);
-            }
+        let whole = change.whole();
+        let atom = match change {
+            Change::Split(_) => match witness(platform, &block, whole, &transition.to_layout()) {
+                Ok(()) => split_atom(folios, vmemmap, &transition, whole, FREEZE_TRIES, nodes, store),
+                Err(error) => return (done, Err(error)),
+            },
+            Change::Merge(_) => merge_atom(folios, vmemmap, &transition, whole, FREEZE_TRIES, to),
+        };
+        let first = whole.base().raw().saturating_sub(block.pfn().base().raw());
+        let within = first.max(rest)..first.saturating_add(whole.pages()).min(piece.end);
+        // Between two changes pages change their set and no folio does.
+        record(platform, &block, rest..within.start, &target);
+        rest = within.end;
+        match (atom, change) {
+            (Ok(atom), _) => done.add(&atom, change),
+            (Err(AtomError::Pinned(_)), Change::Merge(_)) => continue,
+            (Err(error), _) => return (done, Err(RelayError::Atom(error))),
         }
+        record(platform, &block, within, &target);
     }
-    record(platform, &block, piece, &target);
-    Ok(done)
+    record(platform, &block, rest..piece.end, &target);
+    (done, Ok(()))
 }
 
 /// Why a layout was not changed.
@@ -175,20 +179,14 @@ pub(crate) enum RelayError<E> {
     Atom(AtomError),
 }
 
-impl<E> From<AtomError> for RelayError<E> {
-    fn from(error: AtomError) -> Self {
-        Self::Atom(error)
-    }
-}
-
-/// A leaf in `whole` that the guest can reach and that `layout` has no folio for: the witness that splitting `whole`
-/// keeps I1 is that there is none. At most one walk for each 2 MiB.
-fn larger_leaf<P: Platform, S: PageSet>(
+/// I1, looked at before each split: no leaf in `whole` that the guest can reach is larger than the folio that `layout`
+/// has for it. At most one walk for each 2 MiB.
+fn witness<P: Platform, S: PageSet>(
     platform: &P,
     block: &Block,
     whole: PfnBlock,
     layout: &FolioLayout<S>,
-) -> Result<Option<(GpaEntry, Order)>, RelayError<TeeError<P>>> {
+) -> Result<(), RelayError<TeeError<P>>> {
     let first = whole.base().raw().saturating_sub(block.pfn().base().raw());
     let mut page = first;
     while whole.order().raw() >= Level::L2M.order() && page < first.saturating_add(whole.pages()) {
@@ -197,12 +195,12 @@ fn larger_leaf<P: Platform, S: PageSet>(
         if let (Entry::Leaf { blocked: None, .. }, false) = (found.entry, found.hidden) {
             let order = layout.folio_at(page).order();
             if found.at.level().order() > order.raw() {
-                return Ok(Some((found.at, order)));
+                return Err(RelayError::LargerLeaf { at: found.at, order });
             }
         }
         page = page.saturating_add(found.at.level().max(Level::L2M).pages());
     }
-    Ok(None)
+    Ok(())
 }
 
 /// First page after the 2 MiB of the block that page `at` lies in.

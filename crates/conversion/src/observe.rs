@@ -42,7 +42,7 @@ pub enum Event {
     Declined {
         /// The entry.
         at: GpaEntry,
-        /// Level of its pages.
+        /// Level of the 512 pages that stay apart.
         pages: Level,
     },
     /// Frames went back to the page source.

@@ -3,10 +3,10 @@
 use crate::{
     Needs, Operation, Platform, Request, TeeError,
     layout::layout_cost,
-    stage2::{Mapping, boundary_cost},
+    stage2::{Mapping, Stop, boundary_cost},
 };
 use core::fmt;
-use sept_core::{Class, Classify, Gpa};
+use sept_core::{Class, Classify, FrameKind, Gpa, GpaEntry};
 
 /// What a request needs and what it may release, as things stood when it was made.
 ///
@@ -31,18 +31,23 @@ impl Plan {
         {
             return Err(PlanError::Pinned { first });
         }
+        if request.operation == Operation::Isolate && request.range.pages() != 1 {
+            return Err(PlanError::OnePage { pages: request.range.pages() });
+        }
         let (mut needs, mut releasable) = layout_cost(platform, &request)?;
-        let tee = |error| PlanError::Tee { error };
+        if needs.frames[FrameKind::TailTemplate] != 0 || needs.frames[FrameKind::VmemmapTable] != 0 {
+            return Err(PlanError::Unregistered { lacks: needs });
+        }
         match Mapping::of(&request) {
             Some(mapping) => {
                 let not_ram = PlanError::NotRam { gpa: request.range.start() };
-                let (maps, unlinks) = mapping.cost(platform, &request).map_err(tee)?.ok_or(not_ram)?;
+                let (maps, unlinks) = mapping.cost(platform, &request)?.ok_or(not_ram)?;
                 needs = needs.plus(Needs::frames(maps));
                 releasable = releasable.plus(Needs::frames(unlinks));
             }
             None if request.operation == Operation::Coalesce => {}
             None => {
-                let splits = boundary_cost(platform, &request).map_err(tee)?;
+                let splits = boundary_cost(platform, &request)?;
                 needs = needs.plus(Needs::frames(splits));
             }
         }
@@ -90,6 +95,24 @@ pub enum PlanError<E> {
         /// First pinned page of the range.
         first: Gpa,
     },
+    /// A page with a memory error is isolated by itself.
+    #[error("isolation is of one page at a time, not of {pages}")]
+    OnePage {
+        /// Pages asked for.
+        pages: u64,
+    },
+    /// Tail templates or page tables of the vmemmap are missing: its zone or block was not registered.
+    #[error("the vmemmap is not prepared, all that is needed: {lacks}")]
+    Unregistered {
+        /// What the operation needs, with the missing templates and tables.
+        lacks: Needs,
+    },
+    /// Somebody is changing an entry at this moment. Plan again.
+    #[error("{at} is being changed by somebody else")]
+    Contended {
+        /// The entry.
+        at: GpaEntry,
+    },
     /// The secure table could not be read.
     #[error("reading the secure table: {error}")]
     Tee {
@@ -102,9 +125,18 @@ pub enum PlanError<E> {
 impl<E: Classify + 'static> Classify for PlanError<E> {
     fn class(&self) -> Class {
         match self {
-            Self::NotRam { .. } => Class::Caller,
-            Self::Pinned { .. } => Class::Retry,
+            Self::NotRam { .. } | Self::OnePage { .. } | Self::Unregistered { .. } => Class::Caller,
+            Self::Pinned { .. } | Self::Contended { .. } => Class::Retry,
             Self::Tee { error } => error.class(),
+        }
+    }
+}
+
+impl<E> From<Stop<E>> for PlanError<E> {
+    fn from(stop: Stop<E>) -> Self {
+        match stop {
+            Stop::Tee { error, .. } => Self::Tee { error },
+            Stop::Contended { at } => Self::Contended { at },
         }
     }
 }

@@ -5,14 +5,24 @@
 //! accepted, blocks the tables that qualify, fences once for all of them, merges, and then does the same one level up.
 //! What the TEE refuses is unblocked and stays a candidate. A page that waits for acceptance is never promoted.
 //!
+//! # Protocol
+//!
+//! `Block(2M)`, `Fence`, `Merge`, then the same for 1G, then the next 1 GiB; at the end one grace period for all tables
+//! that were taken out, and they become frames. A table is blocked from `Block` to `Merge` and its pages are hidden
+//! from the guest. An error of class *retry* while a table is looked at or blocked drops it as a candidate, after the
+//! entry was read until that succeeds (a refused call may have left a mark on it that keeps the guest out); all other
+//! errors leave the pass where it stood. [`Promotion::cancel`] shows again what is blocked.
+//!
 //! A [`Promotion`] borrows nothing and holds no claim: run it while no conversion of the range is under way. It takes no
 //! memory; it gives table pages back.
 
-use crate::{Bound, Event, Needs, Observer, Pages, Platform, Step, Tee, TeeError, platform::SetOf};
+use crate::{
+    Bound, Event, Needs, Observer, Pages, Platform, Step, Tee, TeeError, commit::Budget, platform::SetOf,
+    stage2::backing,
+};
 use folio_split::FolioLayout;
 use sept_core::{
-    Class, Classify, Entry, FrameKind, FrameNeeds, FrameSource, Gpa, GpaEntry, GpaRange, LeafState, Level,
-    Observed,
+    Class, Classify, Entry, FrameNeeds, FrameSource, Gpa, GpaEntry, GpaRange, Hpa, LeafState, Level, Observed,
 };
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,6 +45,10 @@ pub struct Promotion<P: Platform> {
     phase: Phase,
     next: u64,
     blocked: bool,
+    /// Whether the pass was cancelled.
+    turned: bool,
+    /// An entry that the TEE refused to change or tell about.
+    refused: Option<GpaEntry>,
     ticket: Option<<P::Tee as Tee>::Ticket>,
     fenced: Option<<P::Tee as Tee>::Fenced>,
     quiet: Option<<P::Tee as Tee>::Quiet>,
@@ -55,6 +69,8 @@ impl<P: Platform> Promotion<P> {
             phase: Phase::Block(Level::L2M),
             next: gib.gpa().raw(),
             blocked: false,
+            turned: false,
+            refused: None,
             ticket: None,
             fenced: None,
             quiet: None,
@@ -83,11 +99,12 @@ impl<P: Platform> Promotion<P> {
         self.merged
     }
 
-    /// Goes on for at most `bound`. Frames that become free go to `to`.
+    /// Goes on for at most `bound`. Frames that become free go to `to`. A table that is looked at without a call counts as
+    /// one too: that is up to 512 entries.
     ///
     /// # Errors
     ///
-    /// The pass stands where it stood. A retryable refusal of one merge is not an error: that table is unblocked.
+    /// The pass stands where it stood. Step again, or [cancel](Self::cancel) and step to the end.
     pub fn step(
         &mut self,
         platform: &P,
@@ -95,31 +112,40 @@ impl<P: Platform> Promotion<P> {
         to: &dyn FrameSource,
         observer: &mut impl Observer,
     ) -> Result<Step, TeeError<P>> {
-        let mut calls = bound.calls.max(1);
-        while calls > 0 {
+        let mut budget = Budget::new(bound.calls);
+        while !budget.is_spent() {
             match self.phase {
                 Phase::Ended => return Ok(Step::Ended),
-                Phase::Block(level) => self.block(platform, level, &mut calls, observer)?,
+                Phase::Block(level) => self.block(platform, level, &mut budget, observer)?,
                 Phase::Fence(level) => {
-                    calls = calls.saturating_sub(1);
+                    budget.call();
                     if !self.fence(platform, level, observer)? {
                         return Ok(Step::AwaitFence);
                     }
                 }
-                Phase::Merge(level) => self.merge(platform, level, &mut calls, observer)?,
+                Phase::Merge(level) => self.merge(platform, level, &mut budget, observer)?,
                 Phase::Grace => {
-                    calls = calls.saturating_sub(1);
+                    budget.call();
                     if !self.grace(platform) {
                         return Ok(Step::AwaitFence);
                     }
                 }
                 Phase::Settle => {
-                    calls = calls.saturating_sub(1);
+                    budget.call();
                     self.settle(platform, to, observer)?;
                 }
             }
         }
         Ok(if self.phase == Phase::Ended { Step::Ended } else { Step::Again })
+    }
+
+    /// Ends the pass early: what is blocked is shown to the guest again, what was merged stays. It still has to be
+    /// stepped to its end.
+    pub fn cancel(&mut self) {
+        self.turned = true;
+        if let Phase::Block(level) = self.phase {
+            self.enter(if self.blocked { Phase::Fence(level) } else { Phase::Grace });
+        }
     }
 
     /// The entry of `level` at the cursor, in the present 1 GiB and in the range.
@@ -138,6 +164,10 @@ impl<P: Platform> Promotion<P> {
 
     /// After the tables of `level`: those above, then the next 1 GiB.
     fn after(&mut self, platform: &P, level: Level) {
+        if self.turned {
+            self.enter(Phase::Grace);
+            return;
+        }
         match level.parent().filter(|above| *above <= Level::L1G && *above <= platform.tee().max_leaf()) {
             Some(above) => self.enter(Phase::Block(above)),
             None => match Gpa::new(self.gib.end()).filter(|gpa| self.range.contains(*gpa)) {
@@ -154,20 +184,31 @@ impl<P: Platform> Promotion<P> {
         &mut self,
         platform: &P,
         level: Level,
-        calls: &mut u32,
+        budget: &mut Budget,
         observer: &mut impl Observer,
     ) -> Result<(), TeeError<P>> {
+        self.give_way(platform, budget)?;
         while let Some(at) = self.cursor(level) {
-            if *calls == 0 {
+            if budget.is_spent() {
                 return Ok(());
             }
-            if self.qualifies(platform, at, calls)? {
-                platform.tee().block(at)?;
-                *calls = calls.saturating_sub(1);
-                self.blocked = true;
-                observer.event(Event::Blocked { at, outside: true });
+            match self.qualifies(platform, at, budget) {
+                Ok(Verdict::Later) => return Ok(()),
+                Ok(Verdict::No) => {}
+                Ok(Verdict::Yes) => match platform.tee().block(at) {
+                    Ok(()) => {
+                        self.blocked = true;
+                        self.candidates =
+                            self.candidates.plus(platform.tee().table_cost(at, backed(platform, at)));
+                        observer.event(Event::Blocked { at, outside: true });
+                    }
+                    Err(error) => self.decline(at, at, error, observer)?,
+                },
+                Err((page, error)) => self.decline(at, page, error, observer)?,
             }
+            budget.call();
             self.next = at.end();
+            self.give_way(platform, budget)?;
         }
         if self.blocked {
             self.enter(Phase::Fence(level));
@@ -177,32 +218,71 @@ impl<P: Platform> Promotion<P> {
         Ok(())
     }
 
-    /// Whether the table at `at` can be merged: its pages are accepted and belong to one large folio.
-    fn qualifies(&self, platform: &P, at: GpaEntry, calls: &mut u32) -> Result<bool, TeeError<P>> {
-        let tee = platform.tee();
-        let found = tee.lookup(at.gpa())?;
-        let child = at.level().child();
-        if Some(found.at.level()) != child || found.hidden || !declared(platform, at) {
-            return Ok(false);
+    /// Drops the candidate `at` because of a refusal at `page`, unless the TEE is lost.
+    fn decline(
+        &mut self,
+        at: GpaEntry,
+        page: GpaEntry,
+        error: TeeError<P>,
+        observer: &mut impl Observer,
+    ) -> Result<(), TeeError<P>> {
+        match error.class() {
+            Class::Fatal => return Err(error),
+            Class::Retry | Class::Quiesce => self.refused = Some(page),
+            _ => {}
         }
-        let Entry::Leaf { .. } = found.entry else { return Ok(false) };
-        if tee.live(at)? != Some(512) {
-            return Ok(false);
-        }
-        for index in 0..512 {
-            let Some(page) = at.child(index) else { return Ok(false) };
-            match tee.entry(page)? {
-                Entry::Leaf { state: LeafState::Mapped, blocked: None, .. } => {}
-                Entry::Leaf { state: LeafState::Pending, blocked: None, .. } => {
-                    *calls = calls.saturating_sub(1);
-                    if tee.probe(page)? != Observed::Leaf(LeafState::Mapped) {
-                        return Ok(false);
-                    }
-                }
-                _ => return Ok(false),
+        observer.event(Event::Declined { at, pages: at.level().child().unwrap_or(Level::L4K) });
+        Ok(())
+    }
+
+    /// Reads the entry that was refused last, so that no mark of the refused call keeps the guest out of it.
+    fn give_way(&mut self, platform: &P, budget: &mut Budget) -> Result<(), TeeError<P>> {
+        let Some(at) = self.refused else { return Ok(()) };
+        budget.call();
+        match platform.tee().probe(at) {
+            Err(error) if error.class() != Class::Caller => Err(error),
+            _ => {
+                self.refused = None;
+                Ok(())
             }
         }
-        Ok(tee.mergeable(at).is_ok())
+    }
+
+    /// Whether the table at `at` can be merged: its pages are accepted and belong to one large folio.
+    fn qualifies(
+        &self,
+        platform: &P,
+        at: GpaEntry,
+        budget: &mut Budget,
+    ) -> Result<Verdict, (GpaEntry, TeeError<P>)> {
+        let tee = platform.tee();
+        let of = |entry: GpaEntry| move |error| (entry, error);
+        let found = tee.lookup(at.gpa()).map_err(of(at))?;
+        let leaf = matches!(found.entry, Entry::Leaf { .. });
+        if !leaf || Some(found.at.level()) != at.level().child() || found.hidden || !declared(platform, at) {
+            return Ok(Verdict::No);
+        }
+        if tee.live(at).map_err(of(at))? != Some(512) {
+            return Ok(Verdict::No);
+        }
+        for index in 0..512 {
+            let Some(page) = at.child(index) else { return Ok(Verdict::No) };
+            match tee.entry(page).map_err(of(page))? {
+                Entry::Leaf { state: LeafState::Mapped, blocked: None, .. } => {}
+                Entry::Leaf { state: LeafState::Pending, blocked: None, .. } => {
+                    // What was learnt stays in the mirror: the next look begins where this one ends.
+                    if budget.is_spent() {
+                        return Ok(Verdict::Later);
+                    }
+                    budget.call();
+                    if tee.probe(page).map_err(of(page))? != Observed::Leaf(LeafState::Mapped) {
+                        return Ok(Verdict::No);
+                    }
+                }
+                _ => return Ok(Verdict::No),
+            }
+        }
+        Ok(if tee.mergeable(at).is_ok() { Verdict::Yes } else { Verdict::No })
     }
 
     fn fence(
@@ -232,7 +312,7 @@ impl<P: Platform> Promotion<P> {
         &mut self,
         platform: &P,
         level: Level,
-        calls: &mut u32,
+        budget: &mut Budget,
         observer: &mut impl Observer,
     ) -> Result<(), TeeError<P>> {
         let tee = platform.tee();
@@ -241,35 +321,46 @@ impl<P: Platform> Promotion<P> {
             return Ok(());
         };
         while let Some(at) = self.cursor(level) {
-            if *calls == 0 {
+            if budget.is_spent() {
                 return Ok(());
             }
-            // A table above that is missing ends the look at this part of the guest.
-            let entry = tee.entry(at).unwrap_or(Entry::Free);
-            if let Entry::Table { blocked: Some(_), .. } = entry {
-                *calls = calls.saturating_sub(1);
-                let cost = tee.table_cost(
-                    at,
-                    platform
-                        .block_of(at.gpa())
-                        .and_then(|block| block.backs(at).then(|| block.hpa(at.gpa()))),
-                );
-                match tee.merge(at, &fenced, &mut self.owed) {
-                    Ok(()) => {
-                        self.merged = self.merged.saturating_add(1);
-                        self.candidates = self.candidates.plus(cost);
-                        observer.event(Event::Merged(at));
-                    }
-                    Err(error) if error.class() == Class::Fatal => return Err(error),
-                    Err(_) => {
-                        tee.unblock(at, &fenced)?;
-                        observer.event(Event::Declined { at, pages: at.level() });
-                    }
+            budget.look();
+            match tee.entry(at) {
+                Ok(Entry::Table { blocked: Some(_), .. }) => {
+                    budget.call();
+                    self.merge_one(platform, at, &fenced, observer)?;
                 }
+                // No table leads there: nothing was blocked.
+                Err(error) if error.class() != Class::Caller => return Err(error),
+                _ => {}
             }
             self.next = at.end();
         }
         self.after(platform, level);
+        Ok(())
+    }
+
+    /// Merges one blocked table, or shows it again.
+    fn merge_one(
+        &mut self,
+        platform: &P,
+        at: GpaEntry,
+        fenced: &<P::Tee as Tee>::Fenced,
+        observer: &mut impl Observer,
+    ) -> Result<(), TeeError<P>> {
+        if !self.turned {
+            match platform.tee().merge(at, fenced, &mut self.owed) {
+                Ok(()) => {
+                    self.merged = self.merged.saturating_add(1);
+                    observer.event(Event::Merged(at));
+                    return Ok(());
+                }
+                Err(error) if error.class() == Class::Fatal => return Err(error),
+                Err(_) => {}
+            }
+        }
+        platform.tee().unblock(at, fenced)?;
+        observer.event(Event::Declined { at, pages: at.level().child().unwrap_or(Level::L4K) });
         Ok(())
     }
 
@@ -299,17 +390,30 @@ impl<P: Platform> Promotion<P> {
         };
         let (frames, result) = platform.tee().settle(&mut self.owed, &quiet, to);
         self.released = self.released.plus(frames);
-        if frames[FrameKind::MirrorTable] != 0 {
+        if !frames.is_none() {
             observer.event(Event::Released(Needs::frames(frames)));
         }
         match result {
-            Err(Some(error)) => Err(error),
-            Ok(()) | Err(None) => {
-                self.phase = Phase::Ended;
-                Ok(())
-            }
+            Err(Some(error)) => return Err(error),
+            Ok(()) => self.phase = Phase::Ended,
+            // The grace period does not cover everything: another one.
+            Err(None) => self.phase = Phase::Grace,
         }
+        Ok(())
     }
+}
+
+/// What a look at a candidate came to.
+enum Verdict {
+    Yes,
+    No,
+    /// The budget was spent.
+    Later,
+}
+
+/// The memory behind the pages of a table.
+fn backed<P: Platform>(platform: &P, at: GpaEntry) -> Option<Hpa> {
+    backing(&platform.block_of(at.gpa())?, at)
 }
 
 /// Whether the provider guarantees one folio at least as large as `at`.

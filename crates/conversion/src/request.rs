@@ -52,6 +52,11 @@ impl Request {
     pub(crate) const fn is_fault(&self) -> bool {
         matches!(self.operation, Operation::Populate { .. } | Operation::Prepare)
     }
+
+    /// Whether pages are taken out of the guest.
+    pub(crate) const fn removes(&self) -> bool {
+        matches!(self.operation, Operation::Share | Operation::Punch | Operation::Isolate)
+    }
 }
 
 impl fmt::Display for Request {

@@ -29,6 +29,7 @@ impl Plan {
             return Err(Returned { error: ReserveError::NotRam { request: self.request() }, held: store });
         };
         let near = block.hpa(self.request().range.start());
+        let before = counts(&store);
         if let Err(error) = fill(&mut store, &self.needs().frames, source, near) {
             return Err(Returned { error, held: store });
         }
@@ -36,7 +37,8 @@ impl Plan {
         match platform.folios().reserve_nodes(&mut nodes, block.pfn(), self.needs().index_nodes) {
             Ok(()) => Ok(Reservation { plan: self, store, nodes }),
             Err(short) => {
-                drain(&mut store, &self.needs().frames, source);
+                let taken = counts(&store).saturating_sub(&before);
+                drain(&mut store, &taken, source);
                 Err(Returned { error: ReserveError::IndexNodes { need: short.count }, held: store })
             }
         }

@@ -6,6 +6,25 @@ use crate::{Block, Operation, Platform, Request, Tee, TeeError, layout::Target};
 use folio_split::{FolioLayout, Order};
 use sept_core::{Entry, Found, FrameNeeds, Gpa, GpaEntry, GpaRange, Hpa, LeafState, Level};
 
+/// Why a look at the secure table gave no answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Stop<E> {
+    /// It could not be read.
+    Tee { at: GpaEntry, error: E },
+    /// Somebody is changing the entry at this moment.
+    Contended { at: GpaEntry },
+}
+
+/// Where the walk for `gpa` ends; an entry that is being changed is no answer.
+pub(crate) fn look<T: Tee>(tee: &T, gpa: Gpa) -> Result<Found, Stop<T::Error>> {
+    let at = GpaEntry::containing(gpa, Level::L4K);
+    match tee.lookup(gpa) {
+        Ok(Found { at, entry: Entry::Frozen, .. }) => Err(Stop::Contended { at }),
+        Ok(found) => Ok(found),
+        Err(error) => Err(Stop::Tee { at, error }),
+    }
+}
+
 /// The entries of `level` at both ends of a request that are split before part of them is taken.
 ///
 /// Usually one at each end: the entry that the range begins or ends in. Where the host has no folio order between
@@ -43,10 +62,10 @@ impl Ends {
         &self,
         tee: &T,
         next: u64,
-    ) -> Result<Option<(GpaEntry, Found)>, T::Error> {
+    ) -> Result<Option<(GpaEntry, Found)>, Stop<T::Error>> {
         let mut next = next;
         while let Some(at) = self.entry(next) {
-            let found = tee.lookup(at.gpa())?;
+            let found = look(tee, at.gpa())?;
             if matches!(found.entry, Entry::Leaf { .. }) && found.at.level() >= self.level {
                 return Ok(Some((at, found)));
             }
@@ -73,8 +92,23 @@ pub(crate) fn widened<P: Platform>(platform: &P, range: GpaRange, level: Level) 
     Gpa::new(start).and_then(|gpa| GpaRange::new(gpa, end.saturating_sub(start))).unwrap_or(range)
 }
 
+/// Where leaves may stand that `request` blocks.
+///
+/// A 1 GiB leaf at an end is met from inside the range; others fall only where a block is larger than 1 GiB.
+pub(crate) fn undo_range<P: Platform>(platform: &P, request: &Request) -> GpaRange {
+    let wide = widened(platform, request.range, Level::L1G);
+    if wide.len() > request.range.align_out(Level::L1G).len() {
+        wide
+    } else {
+        widened(platform, request.range, Level::L2M)
+    }
+}
+
 /// Frames for all splits that a request needs before its range is taken.
-pub(crate) fn boundary_cost<P: Platform>(platform: &P, request: &Request) -> Result<FrameNeeds, TeeError<P>> {
+pub(crate) fn boundary_cost<P: Platform>(
+    platform: &P,
+    request: &Request,
+) -> Result<FrameNeeds, Stop<TeeError<P>>> {
     let tee = platform.tee();
     let mut needs = FrameNeeds::NONE;
     for level in [Level::L1G, Level::L2M] {
@@ -156,9 +190,9 @@ impl Mapping {
         block: &Block,
         region: Region,
         target: &Target<'_, P>,
-    ) -> Result<Slot, TeeError<P>> {
+    ) -> Result<Slot, Stop<TeeError<P>>> {
         let tee = platform.tee();
-        let found = tee.lookup(region.part.start())?;
+        let found = look(tee, region.part.start())?;
         let level = found.at.level();
         Ok(match found.entry {
             Entry::Leaf { hpa, state: LeafState::Pending, .. }
@@ -175,9 +209,10 @@ impl Mapping {
             Entry::Free if level == Level::L2M => {
                 Slot::Link { at: region.slot, backing: backing(block, region.slot) }
             }
-            Entry::Free if self.large(platform, block, region.slot, target) => match tee.live(region.slot)? {
-                Some(0) => Slot::Unlink,
-                _ => Slot::Ready,
+            Entry::Free if self.large(platform, block, region.slot, target) => match tee.live(region.slot) {
+                Ok(Some(0)) => Slot::Unlink,
+                Ok(_) => Slot::Ready,
+                Err(error) => return Err(Stop::Tee { at: region.slot, error }),
             },
             _ => Slot::Ready,
         })
@@ -190,7 +225,7 @@ impl Mapping {
         &self,
         platform: &P,
         request: &Request,
-    ) -> Result<Option<(FrameNeeds, FrameNeeds)>, TeeError<P>> {
+    ) -> Result<Option<(FrameNeeds, FrameNeeds)>, Stop<TeeError<P>>> {
         let tee = platform.tee();
         let (mut needs, mut releasable) = (FrameNeeds::NONE, FrameNeeds::NONE);
         // Last entry of each level for which a missing table was counted; regions come in order.

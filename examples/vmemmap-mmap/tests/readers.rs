@@ -44,7 +44,9 @@ impl Signals {
                 while pause && self.pause.load(Ordering::SeqCst) && !self.stop.load(Ordering::SeqCst) {
                     std::thread::yield_now();
                 }
-                let Some(reference) = reader.try_get(Pfn::new(base + page).unwrap()).unwrap() else { continue };
+                let Some(reference) = reader.try_get(Pfn::new(base + page).unwrap()).unwrap() else {
+                    continue;
+                };
                 self.taken.fetch_add(1, Ordering::Relaxed);
                 if page % 97 == passes % 97 {
                     kept.push(reference);

@@ -2,16 +2,17 @@
 //!
 //! # Protocol
 //!
-//! [`Reservation::commit`] claims the blocks and plans again; if the need has grown, plan and reservation come back
-//! whole. A [`Commit`] borrows nothing: it is a phase, a cursor and what it still owes, so it can be parked between any
-//! two [`Commit::step`]s. A step that fails leaves it where it was, to be stepped again or cancelled.
+//! [`Reservation::commit`] claims the blocks, marks the range as converting and plans again; if the need has grown,
+//! plan and reservation come back whole. A [`Commit`] borrows nothing: it is a phase, a cursor and what it still
+//! owes, so it can be parked between any two [`Commit::step`]s. A step that fails leaves it where it was, to be stepped
+//! again or cancelled.
 //!
 //! | operation | phases |
 //! |---|---|
 //! | share | split boundary leaves (1G round, then 2M round), block the range, fence, split folios, remove, store attribute |
 //! | isolate | the same for one page, which is marked poisoned in place of the attribute |
 //! | punch | the same without folios and attribute |
-//! | unshare | drop host mappings, look at pins, flush, store attribute, merge folios, take out empty tables, map |
+//! | unshare | drop host mappings, flush, look at pins, store attribute, merge folios, take out empty tables, map |
 //! | populate | split leaves that are too large, take out empty tables, map |
 //! | prepare | link tables |
 //! | coalesce | merge folios |
@@ -20,27 +21,39 @@
 //! folios are split, so no leaf that the guest can reach is ever larger than its folio, and the first removal is the
 //! point of no return: until then [`Commit::cancel`] turns everything round (folios merged again, leaves unblocked
 //! after a fence; pages that were split stay as smaller leaves for the next promotion pass). After it the commit can
-//! only go on. Unshare destroys nothing; its attribute is the point of no return, and a page that could not be mapped
-//! is a fault to come.
+//! only go on. The operations that map destroy nothing: cancelled half way they stop where they are, and a page that
+//! was not mapped is a fault to come.
+//!
+//! *Giving up after contention.* A call that a TEE refused may leave a mark on the entry that keeps the guest out until
+//! a host call on it succeeds (TDX: the host-priority flag). So a cancelled commit first reads the entry that was
+//! refused last, until that succeeds.
 //!
 //! `Drop` does nothing: a dropped commit leaks its claim and reservation, and frees nothing.
 
-mod phases;
+mod cursor;
+mod end;
+mod guest;
+mod map;
+mod order;
+
+pub use end::{CommitError, Outcome, PastNoReturn, Receipt, Refusal};
 
 use crate::{
-    Needs, Observer, Operation, Plan, PlanError, Platform, Request, Reservation, Tee, TeeError,
-    platform::Scope,
+    Needs, Observer, Plan, Platform, Request, Reservation, Scope, Tee, TeeError,
     stage2::{Mapping, widened},
 };
 use core::fmt;
-use sept_core::{Class, Classify, Frame, FrameSource, Gpa, GpaEntry, GpaRange, Level, Returned, Tainted};
-use vmemmap_prealloc::AtomError;
+pub(crate) use cursor::Budget;
+use cursor::Cursor;
+use order::Phase;
+use sept_core::{Class, Classify, FrameSource, Gpa, GpaRange, Level, Returned};
 
-/// The most that one [`Commit::step`] does before it returns.
+/// The most that one [`Commit::step`] or [`Promotion::step`](crate::Promotion::step) does before it returns.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Bound {
-    /// Calls into the secure table, folio atoms counted as one each. At least 1.
+    /// Calls into the secure table that change it or ask the TEE; a folio atom and 512 look-ups that lead to no call
+    /// count as one each. 0 counts as 1.
     pub calls: u32,
 }
 
@@ -59,71 +72,13 @@ impl Bound {
 pub enum Step {
     /// The bound was reached: step again.
     Again,
-    /// A fence or flush is under way: step again when it may have ended.
+    /// A fence, flush or grace period is under way: step again when it may have ended. No progress is made before.
     AwaitFence,
     /// At the end: call [`Commit::finish`].
     Ended,
 }
 
-/// How a commit ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub enum Outcome {
-    /// Done.
-    Converted,
-    /// Cancelled before the point of no return and turned round.
-    RolledBack,
-    /// The TEE refused for good after the point of no return: these pages are lost, the rest of the guest is not.
-    Poisoned {
-        /// What was not finished.
-        range: GpaRange,
-    },
-}
-
-/// Where a commit stands.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Phase {
-    UnmapHost,
-    FlushHost,
-    StorePrivate,
-    SplitBlock(Level),
-    SplitFence(Level),
-    Split(Level),
-    HideBlock,
-    HideFence,
-    Layout,
-    Remove,
-    StoreShared,
-    EmptyBlock,
-    EmptyFence,
-    EmptyUnlink,
-    Map,
-    Grace,
-    Settle,
-    UndoLayout,
-    UndoFence,
-    Undo,
-    Ended(Outcome),
-}
-
-/// The state of a commit beside its reservation.
-struct Cursor<T: Tee> {
-    phase: Phase,
-    /// Next address that the phase looks at.
-    next: u64,
-    /// Whether the present round has blocked anything.
-    blocked: bool,
-    /// Whether something was removed, or the attribute was stored.
-    past_return: bool,
-    ticket: Option<T::Ticket>,
-    fenced: Option<T::Fenced>,
-    quiet: Option<T::Quiet>,
-    owed: T::Obligation,
-    /// A removed page that is not written back yet.
-    held: Option<(GpaEntry, Frame<Tainted>)>,
-}
-
-/// An operation under way. See the [protocol](self).
+/// An operation under way. See the protocol in the source of this module, and the [crate](crate) for who may call what.
 #[must_use = "dropping a commit leaks its claim and reservation"]
 pub struct Commit<P: Platform> {
     reservation: Reservation<P>,
@@ -135,11 +90,12 @@ pub struct Commit<P: Platform> {
 }
 
 impl<P: Platform> Reservation<P> {
-    /// Claims the range and plans again.
+    /// Claims the range, marks it as converting and plans again. Costs what [`Plan::new`] costs; makes no TEE call.
     ///
     /// # Errors
     ///
-    /// [`Refusal`]: nothing changed, and the reservation comes back whole.
+    /// [`Refusal`]: nothing changed, and the reservation comes back whole. After [`Refusal::Stale`],
+    /// [`Reservation::refit`] takes what is missing.
     pub fn commit(self, platform: &P) -> Result<Commit<P>, Returned<Refusal<TeeError<P>>, Self>> {
         let request = self.plan.request();
         let scope = if request.is_fault() { Scope::Range } else { Scope::Blocks };
@@ -147,36 +103,23 @@ impl<P: Platform> Reservation<P> {
         let Some(claim) = platform.claim(around, scope) else {
             return Err(Returned { error: Refusal::Contended, held: self });
         };
+        // Marked before the plan is made again: no fault may change what it sees.
+        if !request.is_fault() {
+            platform.set_converting(request.range, true);
+        }
+        let start = self.holds(platform);
         let refusal = match Plan::new(platform, request) {
-            Ok(plan) if self.holds(platform).covers(&plan.needs()) => {
-                if !request.is_fault() {
-                    platform.set_converting(request.range, true);
-                }
-                let start = self.holds(platform);
-                let phase = first_phase(&request);
-                let at = Cursor {
-                    phase,
-                    next: first_address(phase, &request),
-                    blocked: false,
-                    past_return: false,
-                    ticket: None,
-                    fenced: None,
-                    quiet: None,
-                    owed: platform.tee().obligation(),
-                    held: None,
-                };
-                return Ok(Commit {
-                    reservation: Self { plan, ..self },
-                    claim,
-                    start,
-                    released: Needs::default(),
-                    flush: None,
-                    at,
-                });
+            Ok(plan) if start.covers(&plan.needs()) => {
+                let at = Cursor::new(&request, platform.tee().obligation());
+                let reservation = Self { plan, ..self };
+                return Ok(Commit { reservation, claim, start, released: Needs::default(), flush: None, at });
             }
             Ok(plan) => Refusal::Stale { now: plan.needs() },
             Err(error) => Refusal::Plan(error),
         };
+        if !request.is_fault() {
+            platform.set_converting(request.range, false);
+        }
         platform.release(claim);
         Err(Returned { error: refusal, held: self })
     }
@@ -188,11 +131,15 @@ impl<P: Platform> Commit<P> {
         self.reservation.plan
     }
 
-    /// Goes on for at most `bound`. Frames that become free go to `to`.
+    /// Goes on for at most `bound`. Frames that become free go to `to`; events go to `observer` as they happen.
+    ///
+    /// Never waits and never allocates. The longest thing between two looks at the bound is one atom: 1 GiB of folios to
+    /// 2 MiB ones, 2 MiB to pages, or one TEE call.
     ///
     /// # Errors
     ///
-    /// The commit stands where it stood. Step again after a retryable error, or cancel.
+    /// The commit stands where it stood. Step again after an error of class [`Class::Retry`], or, with vCPUs held out,
+    /// [`Class::Quiesce`]; or [cancel](Self::cancel).
     pub fn step(
         &mut self,
         platform: &P,
@@ -200,47 +147,71 @@ impl<P: Platform> Commit<P> {
         to: &dyn FrameSource,
         observer: &mut impl Observer,
     ) -> Result<Step, CommitError<TeeError<P>>> {
-        let mut calls = bound.calls.max(1);
-        // Each turn makes a call or ends a phase, and there are fewer phases than this.
-        for _ in 0..calls.saturating_add(32) {
+        let mut budget = Budget::new(bound.calls);
+        // Each turn spends something or ends a phase, and there are fewer phases than this.
+        for _ in 0..bound.calls.saturating_add(64) {
             if let Phase::Ended(_) = self.at.phase {
                 return Ok(Step::Ended);
             }
-            if calls == 0 {
+            if budget.is_spent() {
                 return Ok(Step::Again);
             }
-            match self.turn(platform, &mut calls, to, observer)? {
-                Turn::Again => {}
-                Turn::Await => return Ok(Step::AwaitFence),
-                Turn::Done => self.advance(),
+            match self.turn(platform, &mut budget, to, observer) {
+                Ok(Turn::Again) => {}
+                Ok(Turn::Await) => return Ok(Step::AwaitFence),
+                Ok(Turn::Done) => self.advance(observer),
+                Err(error) => {
+                    self.at.note_refusal(&error);
+                    return Err(error);
+                }
             }
         }
         Ok(Step::Again)
     }
 
-    /// Turns the operation round. It still has to be stepped to its end: unblocking needs a fence too.
+    /// Gives the operation up without losing anything. It still has to be stepped to its end: unblocking needs a fence.
+    ///
+    /// Before anything was changed for good it is turned round and ends as [`Outcome::RolledBack`]; folios that it
+    /// split are merged again unless they are pinned, to the coarsest layout that attributes allow. An operation that
+    /// maps or merges stops where it is ([`Outcome::Stopped`]). Cancelling twice is cancelling once.
     ///
     /// # Errors
     ///
-    /// Something was given up already; the commit can only go on.
+    /// A page was removed, or the operation has ended; the commit can only go on.
     pub fn cancel(&mut self) -> Result<(), PastNoReturn> {
-        if self.at.past_return {
+        if self.at.turned {
+            return Ok(());
+        }
+        if self.at.removed || matches!(self.at.phase, Phase::Ended(_) | Phase::Grace | Phase::Settle) {
             return Err(PastNoReturn);
         }
-        self.enter(Phase::UndoLayout);
+        self.at.ending = if self.at.changed { self.stopped() } else { Outcome::RolledBack };
+        self.at.turned = true;
+        self.enter(Phase::Yield);
         Ok(())
     }
 
-    /// Gives up after a fatal error: the operation ends as [`Outcome::Poisoned`] with what was not finished.
+    /// Gives up because the TEE is lost: no further call is made. Step on until [`Step::Ended`].
+    ///
+    /// An operation that removes pages ends as [`Outcome::Poisoned`] with what was not finished; one that maps or
+    /// merges as [`Outcome::Stopped`]. Entries that are blocked stay blocked, and frames on their way out of the TEE are
+    /// leaked. Where nothing is left that could fail this changes nothing.
     pub fn abandon(&mut self) {
-        let request = self.plan().request().range;
-        let done = self.at.next.clamp(request.start().raw(), request.end().saturating_sub(1));
-        let rest = Gpa::new(done).map(|gpa| gpa.align_down(Level::L4K));
-        let range = rest.and_then(|gpa| GpaRange::new(gpa, request.end().saturating_sub(gpa.raw())));
-        self.at.phase = Phase::Ended(Outcome::Poisoned { range: range.unwrap_or(request) });
+        let outcome = match self.at.phase {
+            Phase::Ended(_) | Phase::StoreShared | Phase::StorePrivate => return,
+            Phase::Grace | Phase::Settle => self.at.ending,
+            Phase::Remove => match self.unfinished() {
+                Some(range) => Outcome::Poisoned { range },
+                None => return,
+            },
+            _ if self.request().removes() => Outcome::Poisoned { range: self.request().range },
+            _ if self.at.turned => self.at.ending,
+            _ => self.stopped(),
+        };
+        self.at.phase = Phase::Ended(outcome);
     }
 
-    /// Ends the operation: the claim is released.
+    /// Ends the operation: the claim is released, and faults go on.
     ///
     /// # Errors
     ///
@@ -251,9 +222,8 @@ impl<P: Platform> Commit<P> {
     )]
     pub fn finish(self, platform: &P) -> Result<Receipt<P>, Self> {
         let Phase::Ended(outcome) = self.at.phase else { return Err(self) };
-        let request = self.request();
-        if !request.is_fault() {
-            platform.set_converting(request.range, false);
+        if !self.request().is_fault() {
+            platform.set_converting(self.request().range, false);
         }
         platform.release(self.claim);
         let rest = self.reservation;
@@ -271,15 +241,34 @@ impl<P: Platform> Commit<P> {
 
     fn enter(&mut self, phase: Phase) {
         self.at.phase = phase;
-        self.at.next = first_address(phase, &self.request());
+        self.at.next = phase.first_address(&self.request());
     }
 
-    fn advance(&mut self) {
-        let next = next_phase(self.at.phase, &self.request(), self.at.blocked);
-        if let Phase::SplitBlock(_) | Phase::HideBlock | Phase::EmptyBlock = next {
-            self.at.blocked = false;
+    fn advance(&mut self, observer: &mut impl Observer) {
+        let next = self.at.next_phase(&self.request());
+        self.at.blocked &= !next.begins_round();
+        if let Phase::Ended(Outcome::RolledBack) = next {
+            observer.event(crate::Event::RolledBack);
         }
         self.enter(next);
+    }
+
+    /// How an operation ends that stops here: from the cursor on if that is at what it does last.
+    fn stopped(&self) -> Outcome {
+        let last = match self.request().operation {
+            crate::Operation::Coalesce => Phase::Layout,
+            _ => Phase::Map,
+        };
+        let rest = if self.at.phase == last { self.unfinished() } else { Some(self.request().range) };
+        rest.map_or(Outcome::Converted, |range| Outcome::Stopped { range })
+    }
+
+    /// The request from the cursor on, with a page that was removed and not written back.
+    fn unfinished(&self) -> Option<GpaRange> {
+        let range = self.request().range;
+        let next = self.at.held.as_ref().map_or(self.at.next, |(at, _)| at.gpa().raw());
+        let next = Gpa::new(next)?.align_down(Level::L4K).max(range.start());
+        GpaRange::new(next, range.end().checked_sub(next.raw())?)
     }
 }
 
@@ -293,85 +282,14 @@ enum Turn {
     Done,
 }
 
-fn first_phase(request: &Request) -> Phase {
-    match request.operation {
-        Operation::Share | Operation::Isolate | Operation::Punch => Phase::SplitBlock(Level::L1G),
-        Operation::Unshare { .. } => Phase::UnmapHost,
-        Operation::Populate { .. } => Phase::SplitBlock(Level::L2M),
-        Operation::Prepare => Phase::Map,
-        Operation::Coalesce => Phase::Layout,
-    }
-}
-
-/// Where a phase begins to look. Some look at leaves around the range too.
-const fn first_address(phase: Phase, request: &Request) -> u64 {
-    match phase {
-        Phase::SplitBlock(_) | Phase::Split(_) | Phase::Undo => 0,
-        _ => request.range.start().raw(),
-    }
-}
-
-/// The order of phases. Rounds that blocked nothing need no fence.
-fn next_phase(phase: Phase, request: &Request, blocked: bool) -> Phase {
-    let operation = request.operation;
-    let maps = matches!(operation, Operation::Unshare { .. } | Operation::Populate { .. });
-    let after_split = |level| match (level, maps) {
-        (Level::L1G, _) => Phase::SplitBlock(Level::L2M),
-        (_, true) => Phase::EmptyBlock,
-        (_, false) => Phase::HideBlock,
-    };
-    let hidden = if operation == Operation::Punch { Phase::Remove } else { Phase::Layout };
-    match phase {
-        Phase::UnmapHost => Phase::FlushHost,
-        Phase::FlushHost => Phase::StorePrivate,
-        Phase::StorePrivate => Phase::Layout,
-        Phase::SplitBlock(level) if blocked => Phase::SplitFence(level),
-        Phase::SplitFence(level) => Phase::Split(level),
-        Phase::SplitBlock(level) | Phase::Split(level) => after_split(level),
-        Phase::HideBlock if blocked => Phase::HideFence,
-        Phase::HideBlock | Phase::HideFence => hidden,
-        Phase::Layout if operation == Operation::Coalesce => Phase::Ended(Outcome::Converted),
-        Phase::Layout if maps => Phase::EmptyBlock,
-        Phase::Layout => Phase::Remove,
-        Phase::Remove if operation == Operation::Share => Phase::StoreShared,
-        Phase::EmptyBlock if blocked => Phase::EmptyFence,
-        Phase::EmptyFence => Phase::EmptyUnlink,
-        Phase::EmptyBlock | Phase::EmptyUnlink => Phase::Map,
-        Phase::Map => Phase::Grace,
-        Phase::Grace => Phase::Settle,
-        Phase::UndoLayout | Phase::UndoFence if !blocked => Phase::Ended(Outcome::RolledBack),
-        Phase::UndoLayout => Phase::UndoFence,
-        Phase::UndoFence => Phase::Undo,
-        Phase::Undo => Phase::Ended(Outcome::RolledBack),
-        Phase::Remove | Phase::StoreShared | Phase::Settle => Phase::Ended(Outcome::Converted),
-        Phase::Ended(outcome) => Phase::Ended(outcome),
-    }
-}
-
-/// The account of an operation that has ended.
-#[must_use = "the rest of the reservation is in here"]
-#[non_exhaustive]
-pub struct Receipt<P: Platform> {
-    /// How it ended.
-    pub outcome: Outcome,
-    /// What the plan made under the claim asked for.
-    pub planned: Needs,
-    /// What was consumed. Equal to `planned` after [`Outcome::Converted`].
-    pub used: Needs,
-    /// What went back to the page source.
-    pub released: Needs,
-    /// What is left of the reservation.
-    pub rest: Reservation<P>,
-}
-
-impl<P: Platform> fmt::Debug for Receipt<P> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Receipt")
-            .field("outcome", &self.outcome)
-            .field("planned", &self.planned)
-            .field("used", &self.used)
-            .field("released", &self.released)
-            .finish_non_exhaustive()
+impl<T: Tee> Cursor<T> {
+    /// Remembers an entry that the TEE refused and may have marked.
+    fn note_refusal(&mut self, error: &CommitError<T::Error>) {
+        if let CommitError::Tee { at, error } = error
+            && matches!(error.class(), Class::Retry | Class::Quiesce)
+        {
+            self.refused = Some(*at);
+        }
     }
 }
 
@@ -381,93 +299,5 @@ impl<P: Platform> fmt::Debug for Commit<P> {
             .field("plan", &self.plan())
             .field("phase", &self.at.phase)
             .finish_non_exhaustive()
-    }
-}
-
-/// The commit is past its point of no return.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("past the point of no return: the operation can only go on")]
-#[non_exhaustive]
-pub struct PastNoReturn;
-
-/// Why a commit did not begin. Nothing changed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Refusal<E> {
-    /// Another conversion holds the claim.
-    #[error("a block of the range is being converted by somebody else")]
-    Contended,
-    /// The need has grown since the reservation was made; see [`Reservation::refit`].
-    #[error("the plan is out of date: needs {now} now")]
-    Stale {
-        /// What it needs now.
-        now: Needs,
-    },
-    /// The request can no longer be planned.
-    #[error(transparent)]
-    Plan(PlanError<E>),
-}
-
-impl<E: Classify + 'static> Classify for Refusal<E> {
-    fn class(&self) -> Class {
-        match self {
-            Self::Contended | Self::Stale { .. } => Class::Retry,
-            Self::Plan(error) => error.class(),
-        }
-    }
-}
-
-/// Why a step stopped. The commit stands where it stood.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CommitError<E> {
-    /// The secure table refused.
-    #[error("{error}")]
-    Tee {
-        /// Where.
-        at: GpaEntry,
-        /// Why.
-        #[source]
-        error: E,
-    },
-    /// A reference appeared on a page that must have none.
-    #[error("{first:#x} is pinned")]
-    Pinned {
-        /// The page.
-        first: Gpa,
-    },
-    /// The folios could not be changed: the reservation or the templates are not what the plan saw.
-    #[error("folios at {gpa:#x}: {error}")]
-    Layout {
-        /// The address.
-        gpa: Gpa,
-        /// Why.
-        #[source]
-        error: AtomError,
-    },
-    /// A leaf that the guest can reach is larger than the folio that its memory was to become (I1).
-    #[error("leaf {at} is larger than a folio of order {order}")]
-    LargerLeaf {
-        /// The leaf.
-        at: GpaEntry,
-        /// Order of the folio.
-        order: u8,
-    },
-    /// Memory without a block, or a leaf that reaches beyond the range: the platform broke its claim.
-    #[error("{gpa:#x} changed under the claim")]
-    Changed {
-        /// The address.
-        gpa: Gpa,
-    },
-}
-
-impl<E: Classify + 'static> Classify for CommitError<E> {
-    fn class(&self) -> Class {
-        match self {
-            Self::Tee { error, .. } => error.class(),
-            Self::Pinned { .. } => Class::Retry,
-            Self::Layout { error, .. } => error.class(),
-            Self::LargerLeaf { .. } | Self::Changed { .. } => Class::Caller,
-        }
     }
 }

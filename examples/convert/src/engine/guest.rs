@@ -207,8 +207,10 @@ impl Engine<'_, '_> {
 
     /// I2: contents in and around the first and last 2 MiB of what changed, where a mistake would show first.
     pub fn verify_edges(&mut self, verb: &Verb) {
-        let (Verb::Share { .. } | Verb::Unshare { .. } | Verb::Punch { .. } | Verb::Poison { .. }, Some(region)) =
-            (verb, verb.region())
+        let (
+            Verb::Share { .. } | Verb::Unshare { .. } | Verb::Punch { .. } | Verb::Poison { .. },
+            Some(region),
+        ) = (verb, verb.region())
         else {
             return;
         };

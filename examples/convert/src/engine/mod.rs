@@ -263,7 +263,8 @@ impl<'m, 'o> Engine<'m, 'o> {
         self.hold_to_account(&report);
         // A recorded memory error that could be isolated on the way is progress of its own.
         let same = self.recorded.len() >= recorded;
-        if same && matches!(report.result, Outcome::Again | Outcome::Refused) && self.digest(scope) != before {
+        if same && matches!(report.result, Outcome::Again | Outcome::Refused) && self.digest(scope) != before
+        {
             self.violation(format!("I5: `{}` ended {} and changed something", op.text, report.result));
         }
         if report.result == Outcome::Ok && !self.fatal {

@@ -40,7 +40,10 @@ pub fn disagreements(scenario: &Scenario, options: &Options) -> Vec<String> {
     let totals = &outcome.report.totals;
     wrong.equal("pages verified", totals.pages_verified, verdict.pages_verified);
     wrong.equal("pages poisoned", totals.pages_poisoned, verdict.pages_poisoned);
-    let fatal = scenario.ops.iter().any(|op| matches!(op.verb, convert::scenario::Verb::Poison { consumed: true, .. }));
+    let fatal = scenario
+        .ops
+        .iter()
+        .any(|op| matches!(op.verb, convert::scenario::Verb::Poison { consumed: true, .. }));
     wrong.end(&outcome, &verdict, options, fatal);
     wrong.0
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use convert::options::{Merge, Module, OrderChoice, Options};
+use convert::options::{Merge, Module, Options, OrderChoice};
 use convert::scenario::Scenario;
 
 /// A small generator of numbers (splitmix64).
@@ -217,7 +217,8 @@ impl Maker {
 /// Options for the `seed`-th scenario.
 pub fn options(seed: u64) -> Options {
     let mut random = Random::new(!seed);
-    let orders = ["18,9,0", "all", "18,9,0", "all", "9,0", "18,0", "0", "18,12,6,0", "17,10,8,3,0", "30,18,9,0"];
+    let orders =
+        ["18,9,0", "all", "18,9,0", "all", "9,0", "18,0", "0", "18,12,6,0", "17,10,8,3,0", "30,18,9,0"];
     let modules = [Module::V1_5_28, Module::V2_0_08, Module::V1_5_01];
     let merge = if seed % 3 == 1 && random.below(2) == 0 { Merge::Lazy } else { Merge::Eager };
     let orders: &str = random.one_of(&orders);

@@ -47,7 +47,12 @@ impl Layout {
             }
         }
         let own = own.iter().filter(|own| **own).count();
-        Self { order_at, folios, vmemmap: i64::try_from(own).unwrap(), nodes: i64::try_from(nodes.len()).unwrap() }
+        Self {
+            order_at,
+            folios,
+            vmemmap: i64::try_from(own).unwrap(),
+            nodes: i64::try_from(nodes.len()).unwrap(),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ mod layout;
 mod model;
 mod sept;
 
-use convert::options::{Merge, Module, OrderChoice, Options};
+use convert::options::{Merge, Module, Options, OrderChoice};
 use convert::scenario::Scenario;
 
 use compare::disagreements;

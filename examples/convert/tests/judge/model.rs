@@ -89,7 +89,9 @@ impl<'s> Model<'s> {
         let mut before = None;
         for op in &scenario.ops {
             match op.verb {
-                Verb::Memory(pages) => model.limit = pages.map(|pages| i64::try_from(pages).unwrap_or(i64::MAX)),
+                Verb::Memory(pages) => {
+                    model.limit = pages.map(|pages| i64::try_from(pages).unwrap_or(i64::MAX))
+                }
                 Verb::Ram { start, len } => {
                     let now = model.usage();
                     model.add_ram(Region { start, len });
@@ -280,7 +282,8 @@ impl<'s> Model<'s> {
             Verb::Touch { .. } => {
                 refused_if(any(State::Shared))?;
                 if any(State::Unaccepted) {
-                    let how = Populate { range, large: true, around: true, split: false, leaf: Leaf::Pending };
+                    let how =
+                        Populate { range, large: true, around: true, split: false, leaf: Leaf::Pending };
                     *account = self.populate(how);
                 }
             }
@@ -384,9 +387,11 @@ impl<'s> Model<'s> {
 
     fn populate(&mut self, how: Populate) -> Account {
         let (order_at, old) = (self.order_at(), self.clone());
-        let wanted = |gpa| old.find(gpa).is_some() && {
-            let page = old.page(gpa);
-            !page.bad && page.state == State::Unaccepted
+        let wanted = |gpa| {
+            old.find(gpa).is_some() && {
+                let page = old.page(gpa);
+                !page.bad && page.state == State::Unaccepted
+            }
         };
         self.sept.populate(how, &order_at, &wanted)
     }

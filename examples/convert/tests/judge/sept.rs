@@ -43,7 +43,8 @@ impl Account {
     }
 
     fn no_table(&mut self, pamt: i64) {
-        self.released += Resources { sept_pages: 1, mirror_pages: 1, dpamt_pages: pamt, ..Resources::default() };
+        self.released +=
+            Resources { sept_pages: 1, mirror_pages: 1, dpamt_pages: pamt, ..Resources::default() };
     }
 }
 
