@@ -142,6 +142,19 @@ impl Machine {
         })
     }
 
+    /// Puts the TD into an operation state (0 to 10) that only leaves of migration lead to, which the model lacks.
+    /// Says whether there is such a TD and such a state.
+    #[must_use]
+    pub fn set_op_state(&self, tdr: Hpa, op_state: u8) -> bool {
+        self.with(|state| {
+            let td = state.td_of(tdr.raw()).filter(|_| op_state <= 10);
+            td.is_some_and(|td| {
+                state.td_mut(td).op_state = op_state;
+                true
+            })
+        })
+    }
+
     /// The S-EPT entry where a walk to `level` ends, without any check or lock.
     #[must_use]
     pub fn entry(&self, tdr: Hpa, gpa: Gpa, level: Level) -> Option<RawEntry> {
