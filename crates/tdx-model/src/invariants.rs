@@ -4,6 +4,8 @@
 
 use std::collections::HashMap;
 
+use seamcall::Regs;
+
 use crate::abi::{Lifecycle, PAGE, PageType, size_of_level};
 use crate::call::Held;
 use crate::foreign::Target;
@@ -28,7 +30,8 @@ impl State {
         for td in self.tds.iter().flatten() {
             if td.lifecycle == Lifecycle::KeysConfigured && td.tdcx.len() > crate::td::ROOT_TDCX {
                 self.check_table(&mut census, td, td.root, 0, td.root_level);
-                self.check_refcount(&mut census, td);
+                Self::check_inside(&mut census, td);
+                self.check_translations(&mut census, td);
             }
         }
         self.check_pamt(&mut census);
@@ -39,6 +42,36 @@ impl State {
             }
         }
         census.broken
+    }
+
+    /// The invariants where a call was at work, cheap enough for every call: of the entries on the walk to its address
+    /// with the pages they name, and of its TD's vCPUs.
+    pub(crate) fn check_call(&self, regs: &Regs) -> Vec<String> {
+        let td =
+            [regs.rdx & !1, regs.rcx].into_iter().find_map(|page| self.td_of(page)).map(|td| self.td(td));
+        let built =
+            |td: &&Td| td.lifecycle == Lifecycle::KeysConfigured && td.tdcx.len() > crate::td::ROOT_TDCX;
+        let mut census = Census::default();
+        if let Some(td) = td.filter(built) {
+            self.check_walk(&mut census, td, regs.rcx);
+            Self::check_inside(&mut census, td);
+        }
+        census.broken
+    }
+
+    fn check_walk(&self, census: &mut Census, td: &Td, gpa: u64) {
+        let (mut at, mut table) = (td.root_level, td.root);
+        loop {
+            let raw = self.mem.table(table)[Td::index(gpa, at)];
+            if raw & !sept::HOST_PRIORITY != sept::FREE {
+                self.check_entry(census, td, gpa & !(size_of_level(at) - 1), at, raw);
+            }
+            let names_table = at > 0 && sept::state_of(raw).is_in(sept::TABLES);
+            let Some(next) = self.mem.table_at(raw & self.cfg.address_mask()).filter(|_| names_table) else {
+                return;
+            };
+            (at, table) = (at - 1, next);
+        }
     }
 
     fn check_table(&self, census: &mut Census, td: &Td, table: u32, gpa: u64, level: u8) {
@@ -118,13 +151,21 @@ impl State {
         (table, index) == (current, Td::index(gpa, at))
     }
 
-    fn check_refcount(&self, census: &mut Census, td: &Td) {
+    fn check_inside(census: &mut Census, td: &Td) {
         let mut inside = [0u16; 2];
         for vcpu in td.vcpus.iter().filter(|vcpu| vcpu.inside) {
             inside[(vcpu.epoch & 1) as usize] += 1;
             if vcpu.epoch + 1 < td.td_epoch {
                 census.broken.push(format!("vCPU {:#x} is inside since epoch {}", vcpu.tdvpr, vcpu.epoch));
             }
+        }
+        if inside != td.refcount {
+            census.broken.push(format!("TD {:#x}: refcount {:?}, inside {inside:?}", td.tdr, td.refcount));
+        }
+    }
+
+    fn check_translations(&self, census: &mut Census, td: &Td) {
+        for vcpu in td.vcpus.iter().filter(|vcpu| vcpu.inside) {
             for (gpa, hpa) in vcpu.translations.iter() {
                 let entry = self.mem.leaf_entry(&self.cfg, hpa).entry;
                 if self.cfg.tracking_enforced && (entry.kind(), entry.owner()) != (PageType::Reg, td.tdr) {
@@ -132,9 +173,6 @@ impl State {
                     census.broken.push(format!("vCPU {:#x} {what}: {gpa:#x} at {hpa:#x}", vcpu.tdvpr));
                 }
             }
-        }
-        if inside != td.refcount {
-            census.broken.push(format!("TD {:#x}: refcount {:?}, inside {inside:?}", td.tdr, td.refcount));
         }
     }
 

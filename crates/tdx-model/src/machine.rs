@@ -31,7 +31,14 @@ impl Lp<'_> {
     /// Makes a SEAMCALL with any registers. On the model every register file is harmless.
     #[must_use]
     pub fn raw(&self, regs: Regs) -> Regs {
-        self.machine.with(|state| state.seamcall(self.number, regs))
+        self.machine.with(|state| {
+            let out = state.seamcall(self.number, regs);
+            if cfg!(debug_assertions) {
+                let broken = state.check_call(&regs);
+                assert!(broken.is_empty(), "{regs:x?} answered {out:x?} and broke invariants: {broken:#?}");
+            }
+            out
+        })
     }
 
     /// Number of this logical processor.

@@ -61,7 +61,7 @@ fn a_cold_module_comes_up_step_by_step() {
         let outside = Status(0xC000_0101_0000_0001);
         assert_eq!(create, if number < 256 { outside } else { Status(0xC000_0820_0000_0000) }, "{number}");
         let (status, out) = call(&machine, 0, Leaf::SysTdmrInit, [BASE, 0, 0]);
-        assert_eq!((status, out.rdx), (Status::SUCCESS, BASE + ((number + 1) / 256 << 30)));
+        assert_eq!((status, out.rdx), (Status::SUCCESS, BASE + (((number + 1) / 256) << 30)));
     }
     assert_eq!(go(0, Leaf::SysTdmrInit, [BASE, 0, 0]), Status::TDMR_ALREADY_INITIALIZED);
     let reserved = go(0, Leaf::MngCreate, [BASE + 0x4000_0000, 33, 0]);
