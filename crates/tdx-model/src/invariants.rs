@@ -185,7 +185,10 @@ impl State {
             self.check_page(census, &locks, base, 2, gib.own);
             for (chunk, start) in gib.chunks.iter().zip((base..).step_by(CHUNK as usize)) {
                 self.check_page(census, &locks, start, 1, chunk.own);
-                let used = chunk.fine.as_ref().map_or(0, |fine| self.check_fine(census, &locks, start, fine));
+                let used = chunk
+                    .fine
+                    .as_ref()
+                    .map_or(0, |fine| self.check_fine(census, &locks_within(&locks, start), start, fine));
                 let kind = chunk.own.kind();
                 if kind == PageType::Reg && used > 0 {
                     census.broken.push(format!("2 MiB page {start:#x} has {used} used pages below"));
@@ -226,14 +229,20 @@ impl State {
         level: u8,
         entry: crate::pamt::PamtEntry,
     ) {
-        let expected = locks.get(&(page, level)).copied().unwrap_or_default();
-        if entry.lock().holders() != expected {
-            let found = entry.lock().holders();
+        let (kind, found) = (entry.kind(), entry.lock().holders());
+        let expected = if locks.is_empty() && found == (0, false) {
+            found
+        } else {
+            locks.get(&(page, level)).copied().unwrap_or_default()
+        };
+        if found != expected {
             census
                 .broken
                 .push(format!("PAMT lock of {page:#x} level {level}: {found:?}, expected {expected:?}"));
         }
-        let kind = entry.kind();
+        if matches!(kind, PageType::Nda | PageType::Rsvd) {
+            return;
+        }
         if matches!(kind, PageType::Reg | PageType::Ept | PageType::Tdcx | PageType::Tdvpr) {
             *census.units.entry(entry.owner()).or_insert(0) += size_of_level(level) / PAGE;
         }
@@ -282,6 +291,12 @@ impl State {
 
 /// Readers and writer of each PAMT entry.
 type Locks = HashMap<(u64, u8), (u16, bool)>;
+
+/// Those of the 4 KiB entries of the 2 MiB at `start`: mostly none.
+fn locks_within(locks: &Locks, start: u64) -> Locks {
+    let inside = |page: u64, level: u8| level == 0 && page & !(CHUNK - 1) == start;
+    locks.iter().filter(|&(&(page, level), _)| inside(page, level)).map(|(&key, &lock)| (key, lock)).collect()
+}
 
 fn add(locks: &mut Locks, page: u64, level: u8, mode: Mode) {
     let entry = locks.entry((page, level)).or_default();
