@@ -1,4 +1,4 @@
-//! Building a machine: system initialisation is over, all of its TDMRs are initialised, the module is ready.
+//! Building a machine: unless it is to be cold, all of its TDMRs are initialised and the module is ready.
 
 use std::sync::Arc;
 
@@ -27,6 +27,8 @@ impl Default for MachineBuilder {
                 packages: 1,
                 audit: false,
                 tracking_enforced: true,
+                cold: false,
+                host_priority_patience: None,
             },
             contention: Contention::None,
         }
@@ -102,6 +104,21 @@ impl MachineBuilder {
     #[must_use]
     pub const fn audit(mut self, audit: bool) -> Self {
         self.config.audit = audit;
+        self
+    }
+
+    /// The module is loaded and nothing more: SYS.INIT to SYS.TDMR.INIT are the host's to make.
+    #[must_use]
+    pub const fn cold(mut self) -> Self {
+        self.config.cold = true;
+        self
+    }
+
+    /// A vCPU exits with HOST_PRIORITY_BUSY_TIMEOUT when host priority has refused that many ACCEPTs in a row. The module
+    /// counts time; here it never passes unless this is set.
+    #[must_use]
+    pub const fn host_priority_patience(mut self, refusals: u32) -> Self {
+        self.config.host_priority_patience = Some(refusals);
         self
     }
 

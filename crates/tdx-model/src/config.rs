@@ -188,6 +188,9 @@ pub(crate) struct Config {
     pub(crate) packages: u32,
     pub(crate) audit: bool,
     pub(crate) tracking_enforced: bool,
+    pub(crate) cold: bool,
+    /// ACCEPTs in a row that host priority refuses before the vCPU exits; the module counts time instead.
+    pub(crate) host_priority_patience: Option<u32>,
 }
 
 impl Config {

@@ -218,9 +218,13 @@ impl Session<'_> {
             return if readable_leaf { already } else { self.accept_exit(td, vcpu, &slot, gpa, level) };
         }
         let raw = self.mem.table(slot.table)[slot.index];
-        if raw & (self.lock_bit() | sept::HOST_PRIORITY) != 0 {
+        if raw & self.lock_bit() != 0 {
             return Accept::Returned(Status::OPERAND_BUSY.of(Operand::Rcx));
         }
+        if raw & sept::HOST_PRIORITY != 0 {
+            return self.give_precedence(td, vcpu);
+        }
+        self.td_mut(td).vcpus[vcpu].refused = 0;
         if slot.entry & sept::LEAF == 0 && state != EntryState::Free {
             return Accept::Returned(Status::PAGE_SIZE_MISMATCH.detail(u32::from(slot.level)));
         }
@@ -231,6 +235,20 @@ impl Session<'_> {
             return self.accept_exit(td, vcpu, &slot, gpa, level);
         }
         self.lock_and_accept(td, vcpu, &slot)
+    }
+
+    /// A host wants the entry: the guest is refused, and at last leaves so that the host gets its turn.
+    fn give_precedence(&mut self, td: usize, vcpu: usize) -> Accept {
+        let patience = self.cfg.host_priority_patience;
+        let cpu = &mut self.td_mut(td).vcpus[vcpu];
+        cpu.refused = cpu.refused.saturating_add(1);
+        if patience.is_none_or(|patience| cpu.refused < patience) {
+            return Accept::Returned(Status::OPERAND_BUSY.of(Operand::Rcx));
+        }
+        cpu.refused = 0;
+        self.exit_vcpu(td, vcpu);
+        let rax = Status::HOST_PRIORITY_BUSY_TIMEOUT.0;
+        Accept::Exit(TdExit { regs: Regs { rax, ..Regs::new() } })
     }
 
     /// The guest's lock on the entry is taken and given back around the zeroing.

@@ -113,7 +113,7 @@ impl Machine {
         assert!(at.raw() % PAGE + data.len() as u64 <= PAGE, "bytes cross a page end");
         self.with(|s| {
             if s.judge_host_write(at.raw() & !(PAGE - 1)) {
-                s.mem.write_bytes(at.raw(), data);
+                s.mem.write_bytes(at.raw(), data, 0);
             }
         });
     }

@@ -4,6 +4,8 @@
 
 use std::collections::HashMap;
 
+use seamcall::Regs;
+
 use crate::abi::{Lifecycle, PAGE, PageType, size_of_level};
 use crate::call::Held;
 use crate::foreign::Target;
@@ -28,7 +30,8 @@ impl State {
         for td in self.tds.iter().flatten() {
             if td.lifecycle == Lifecycle::KeysConfigured && td.tdcx.len() > crate::td::ROOT_TDCX {
                 self.check_table(&mut census, td, td.root, 0, td.root_level);
-                self.check_refcount(&mut census, td);
+                Self::check_inside(&mut census, td);
+                self.check_translations(&mut census, td);
             }
         }
         self.check_pamt(&mut census);
@@ -39,6 +42,36 @@ impl State {
             }
         }
         census.broken
+    }
+
+    /// The invariants where a call was at work, cheap enough for every call: of the entries on the walk to its address
+    /// with the pages they name, and of its TD's vCPUs.
+    pub(crate) fn check_call(&self, regs: &Regs) -> Vec<String> {
+        let td =
+            [regs.rdx & !1, regs.rcx].into_iter().find_map(|page| self.td_of(page)).map(|td| self.td(td));
+        let built =
+            |td: &&Td| td.lifecycle == Lifecycle::KeysConfigured && td.tdcx.len() > crate::td::ROOT_TDCX;
+        let mut census = Census::default();
+        if let Some(td) = td.filter(built) {
+            self.check_walk(&mut census, td, regs.rcx);
+            Self::check_inside(&mut census, td);
+        }
+        census.broken
+    }
+
+    fn check_walk(&self, census: &mut Census, td: &Td, gpa: u64) {
+        let (mut at, mut table) = (td.root_level, td.root);
+        loop {
+            let raw = self.mem.table(table)[Td::index(gpa, at)];
+            if raw & !sept::HOST_PRIORITY != sept::FREE {
+                self.check_entry(census, td, gpa & !(size_of_level(at) - 1), at, raw);
+            }
+            let names_table = at > 0 && sept::state_of(raw).is_in(sept::TABLES);
+            let Some(next) = self.mem.table_at(raw & self.cfg.address_mask()).filter(|_| names_table) else {
+                return;
+            };
+            (at, table) = (at - 1, next);
+        }
     }
 
     fn check_table(&self, census: &mut Census, td: &Td, table: u32, gpa: u64, level: u8) {
@@ -118,13 +151,21 @@ impl State {
         (table, index) == (current, Td::index(gpa, at))
     }
 
-    fn check_refcount(&self, census: &mut Census, td: &Td) {
+    fn check_inside(census: &mut Census, td: &Td) {
         let mut inside = [0u16; 2];
         for vcpu in td.vcpus.iter().filter(|vcpu| vcpu.inside) {
             inside[(vcpu.epoch & 1) as usize] += 1;
             if vcpu.epoch + 1 < td.td_epoch {
                 census.broken.push(format!("vCPU {:#x} is inside since epoch {}", vcpu.tdvpr, vcpu.epoch));
             }
+        }
+        if inside != td.refcount {
+            census.broken.push(format!("TD {:#x}: refcount {:?}, inside {inside:?}", td.tdr, td.refcount));
+        }
+    }
+
+    fn check_translations(&self, census: &mut Census, td: &Td) {
+        for vcpu in td.vcpus.iter().filter(|vcpu| vcpu.inside) {
             for (gpa, hpa) in vcpu.translations.iter() {
                 let entry = self.mem.leaf_entry(&self.cfg, hpa).entry;
                 if self.cfg.tracking_enforced && (entry.kind(), entry.owner()) != (PageType::Reg, td.tdr) {
@@ -132,9 +173,6 @@ impl State {
                     census.broken.push(format!("vCPU {:#x} {what}: {gpa:#x} at {hpa:#x}", vcpu.tdvpr));
                 }
             }
-        }
-        if inside != td.refcount {
-            census.broken.push(format!("TD {:#x}: refcount {:?}, inside {inside:?}", td.tdr, td.refcount));
         }
     }
 
@@ -147,7 +185,10 @@ impl State {
             self.check_page(census, &locks, base, 2, gib.own);
             for (chunk, start) in gib.chunks.iter().zip((base..).step_by(CHUNK as usize)) {
                 self.check_page(census, &locks, start, 1, chunk.own);
-                let used = chunk.fine.as_ref().map_or(0, |fine| self.check_fine(census, &locks, start, fine));
+                let used = chunk
+                    .fine
+                    .as_ref()
+                    .map_or(0, |fine| self.check_fine(census, &locks_within(&locks, start), start, fine));
                 let kind = chunk.own.kind();
                 if kind == PageType::Reg && used > 0 {
                     census.broken.push(format!("2 MiB page {start:#x} has {used} used pages below"));
@@ -188,14 +229,20 @@ impl State {
         level: u8,
         entry: crate::pamt::PamtEntry,
     ) {
-        let expected = locks.get(&(page, level)).copied().unwrap_or_default();
-        if entry.lock().holders() != expected {
-            let found = entry.lock().holders();
+        let (kind, found) = (entry.kind(), entry.lock().holders());
+        let expected = if locks.is_empty() && found == (0, false) {
+            found
+        } else {
+            locks.get(&(page, level)).copied().unwrap_or_default()
+        };
+        if found != expected {
             census
                 .broken
                 .push(format!("PAMT lock of {page:#x} level {level}: {found:?}, expected {expected:?}"));
         }
-        let kind = entry.kind();
+        if matches!(kind, PageType::Nda | PageType::Rsvd) {
+            return;
+        }
         if matches!(kind, PageType::Reg | PageType::Ept | PageType::Tdcx | PageType::Tdvpr) {
             *census.units.entry(entry.owner()).or_insert(0) += size_of_level(level) / PAGE;
         }
@@ -244,6 +291,12 @@ impl State {
 
 /// Readers and writer of each PAMT entry.
 type Locks = HashMap<(u64, u8), (u16, bool)>;
+
+/// Those of the 4 KiB entries of the 2 MiB at `start`: mostly none.
+fn locks_within(locks: &Locks, start: u64) -> Locks {
+    let inside = |page: u64, level: u8| level == 0 && page & !(CHUNK - 1) == start;
+    locks.iter().filter(|&(&(page, level), _)| inside(page, level)).map(|(&key, &lock)| (key, lock)).collect()
+}
 
 fn add(locks: &mut Locks, page: u64, level: u8, mode: Mode) {
     let entry = locks.entry((page, level)).or_default();

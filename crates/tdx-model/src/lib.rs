@@ -5,6 +5,16 @@
 //! other side: a vCPU that enters, accepts, reads and writes. What hardware would punish later, or silently, is
 //! recorded and told by [`Machine::violations`].
 //!
+//! A machine is built with its module up and its memory initialised, or [cold](MachineBuilder::cold). Three more choices
+//! matter to a host under test:
+//!
+//! * [`MachineBuilder::contention`]: whether calls of several threads overlap. A call that pauses keeps the locks of the
+//!   module, and others get OPERAND_BUSY, with host priority left behind, as from the module.
+//! * [`MachineBuilder::enforce_tracking`]: whether the module refuses a host that does not fence, or lets a guest show
+//!   what such a host has done.
+//! * [`MachineBuilder::audit`]: whether every invariant is checked after everything. Debug builds check those of the
+//!   entries and the TD that a call was about in any case.
+//!
 //! ```
 //! use sept_core::{Gpa, Hpa, Level};
 //! use tdx_model::{Accept, Machine, Status, boot};

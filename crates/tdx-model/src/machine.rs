@@ -31,7 +31,14 @@ impl Lp<'_> {
     /// Makes a SEAMCALL with any registers. On the model every register file is harmless.
     #[must_use]
     pub fn raw(&self, regs: Regs) -> Regs {
-        self.machine.with(|state| state.seamcall(self.number, regs))
+        self.machine.with(|state| {
+            let out = state.seamcall(self.number, regs);
+            if cfg!(debug_assertions) {
+                let broken = state.check_call(&regs);
+                assert!(broken.is_empty(), "{regs:x?} answered {out:x?} and broke invariants: {broken:#?}");
+            }
+            out
+        })
     }
 
     /// Number of this logical processor.
@@ -138,6 +145,19 @@ impl Machine {
                 refcount: td.refcount,
                 hkid: td.hkid,
                 measurement: td.measurement,
+            })
+        })
+    }
+
+    /// Puts the TD into an operation state (0 to 10) that only leaves of migration lead to, which the model lacks.
+    /// Says whether there is such a TD and such a state.
+    #[must_use]
+    pub fn set_op_state(&self, tdr: Hpa, op_state: u8) -> bool {
+        self.with(|state| {
+            let td = state.td_of(tdr.raw()).filter(|_| op_state <= 10);
+            td.is_some_and(|td| {
+                state.td_mut(td).op_state = op_state;
+                true
             })
         })
     }

@@ -277,15 +277,19 @@ impl Memory {
         &mut self.tables[index as usize]
     }
 
-    /// Stores `data` at `hpa` byte for byte, with the shared key. The page's other bytes are kept or zero.
-    pub(crate) fn write_bytes(&mut self, hpa: u64, data: &[u8]) {
+    /// Stores `data` at `hpa` byte for byte, with `key`. The page's other bytes are kept.
+    pub(crate) fn write_bytes(&mut self, hpa: u64, data: &[u8], key: u16) {
         let page = hpa & !(PAGE - 1);
         let mut bytes = Box::new(self.read_bytes(page));
         let start = (hpa - page) as usize;
         bytes[start..start + data.len()].copy_from_slice(data);
-        self.bytes.push(Some(bytes));
-        let (value, generation) = (self.bytes.len() as u64 - 1, self.generation);
-        self.replace(page, Cell { value, generation, key: BYTES, dirty: 0 });
+        let index = self.bytes.iter().position(Option::is_none).unwrap_or(self.bytes.len());
+        if index == self.bytes.len() {
+            self.bytes.push(None);
+        }
+        self.bytes[index] = Some(bytes);
+        let (value, generation) = (index as u64, self.generation);
+        self.replace(page, Cell { value, generation, key: key | BYTES, dirty: key });
     }
 
     /// The bytes of the page that holds `hpa`; a pattern stands for its repetition.
@@ -299,6 +303,16 @@ impl Memory {
         let mut bytes = [0; PAGE as usize];
         bytes.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&cell.value.to_le_bytes()));
         bytes
+    }
+
+    /// Copies a page, whatever it holds, and writes the copy with `key`.
+    pub(crate) fn copy(&mut self, from: u64, to: u64, key: u16) {
+        if self.cell(from).key & BYTES != 0 {
+            let bytes = self.read_bytes(from);
+            self.write_bytes(to, &bytes, key);
+        } else {
+            self.write(to, self.pattern(from), key);
+        }
     }
 
     /// The pattern that stands for the page's bytes.

@@ -23,6 +23,9 @@ pub(crate) const MAPPED: u64 = 0x8000_0000_0000_00F7;
 pub(crate) const PENDING: u64 = 0x8100_0000_0000_00F0;
 
 const SUPPRESS_VE: u64 = 1 << 63;
+const WRITE: u64 = 1 << 1;
+const DIRTY_BIT: u64 = 1 << 9;
+const EXPORTED_BIT: u64 = 1 << 53;
 const BLOCKED_BIT: u64 = 1 << 55;
 const BLOCKED_W_BIT: u64 = 1 << 54;
 const PENDING_BIT: u64 = 1 << 56;
@@ -165,6 +168,20 @@ pub(crate) const BLOCKED: u16 = set(&[S::NlBlocked, S::Blocked, S::PendingBlocke
 /// States PAGE.REMOVE allows.
 pub(crate) const REMOVE: u16 =
     set(&[S::Mapped, S::Blocked, S::Blockedw, S::Pending, S::PendingBlocked, S::PendingBlockedw]);
+/// States MEM.RD allows.
+pub(crate) const MEM_RD: u16 =
+    set(&[S::Mapped, S::Blockedw, S::ExportedBlockedw, S::ExportedDirty, S::ExportedDirtyBlockedw]);
+/// States MEM.WR allows.
+pub(crate) const MEM_WR: u16 = set(&[S::Mapped, S::ExportedDirty]);
+/// States EXPORT.UNBLOCKW allows.
+pub(crate) const WRITE_BLOCKED: u16 = set(&[
+    S::Blockedw,
+    S::ExportedBlockedw,
+    S::ExportedDirtyBlockedw,
+    S::PendingBlockedw,
+    S::PendingExportedBlockedw,
+    S::PendingExportedDirtyBlockedw,
+]);
 /// States PAGE.DEMOTE allows.
 pub(crate) const DEMOTE: u16 = set(&[S::Mapped, S::Blocked, S::Pending, S::PendingBlocked]);
 /// Every leaf state: what RELOCATE allows.
@@ -192,6 +209,13 @@ pub(crate) const fn blocked(entry: u64, level: u8) -> u64 {
 pub(crate) const fn unblocked(entry: u64) -> u64 {
     let entry = entry & !BLOCKED_BIT;
     if entry & PENDING_BIT != 0 { entry } else { entry | RWX }
+}
+
+/// The entry with write access given back: exported pages are dirty from now on.
+pub(crate) const fn write_unblocked(entry: u64) -> u64 {
+    let dirty = if entry & EXPORTED_BIT != 0 { DIRTY_BIT } else { 0 };
+    let write = if entry & PENDING_BIT == 0 { WRITE } else { 0 };
+    entry & !BLOCKED_W_BIT | dirty | write
 }
 
 /// The accepted form of a pending leaf.

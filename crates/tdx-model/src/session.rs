@@ -17,7 +17,8 @@ use crate::state::State;
 pub enum Point {
     /// The locks that its operands name are taken: TD, operation state, tree, entry, pages.
     Locked,
-    /// Everything is checked and every lock taken; next comes the effect.
+    /// Everything is checked and every lock taken; next comes the effect. (DEMOTE still has its last checks before it,
+    /// PROMOTE those of the children.)
     Commit,
 }
 

@@ -8,6 +8,7 @@ use crate::call::{Ctx, Held, HeldLocks};
 use crate::config::Config;
 use crate::faults::FaultPlan;
 use crate::foreign::ForeignHold;
+use crate::leaf::sysinit::System;
 use crate::lock::{Lock, Mode};
 use crate::memory::Memory;
 use crate::sept;
@@ -25,6 +26,7 @@ pub(crate) struct State {
     pub(crate) mem: Memory,
     pub(crate) tds: Vec<Option<Td>>,
     pub(crate) keys: Vec<KeyState>,
+    pub(crate) system: System,
     /// A CACHE.WB was interrupted on the package.
     pub(crate) wb_interrupted: Vec<bool>,
     pub(crate) counters: Counters,
@@ -91,10 +93,15 @@ impl State {
         let hkid = cfg.hkid;
         let keys = (0..1u32 << hkid.bits).map(|key| {
             let private = (u32::from(hkid.private_min)..=u32::from(hkid.private_max)).contains(&key);
-            if private && key != u32::from(hkid.global) { KeyState::Free } else { KeyState::Reserved }
+            if private && (cfg.cold || key != u32::from(hkid.global)) {
+                KeyState::Free
+            } else {
+                KeyState::Reserved
+            }
         });
         Self {
             keys: keys.collect(),
+            system: if cfg.cold { System::cold() } else { System::ready() },
             wb_interrupted: vec![false; cfg.packages as usize],
             write_back_locks: vec![Lock::default(); cfg.packages as usize],
             cfg: Arc::new(cfg),
@@ -108,6 +115,12 @@ impl State {
             key_table_lock: Lock::default(),
             in_flight: Vec::new(),
         }
+    }
+
+    /// The module's own key is no TD's.
+    pub(crate) fn reserve_global_key(&mut self) {
+        let global = usize::from(self.cfg.hkid.global);
+        self.keys[global] = KeyState::Reserved;
     }
 
     /// The TD at `index`. Calls only carry indices of TDs that exist.
@@ -316,7 +329,7 @@ impl State {
         if well_formed { Ok((gpa, level)) } else { Err(Status::OPERAND_INVALID.of(Operand::Rcx)) }
     }
 
-    fn lock_tree(&mut self, c: &mut Ctx, td: usize, mode: Mode) -> Answer {
+    pub(crate) fn lock_tree(&mut self, c: &mut Ctx, td: usize, mode: Mode) -> Answer {
         if !self.td_mut(td).tree_lock.acquire(mode) {
             return Err(Status::OPERAND_BUSY.of(Operand::SeptTree));
         }
@@ -344,7 +357,7 @@ impl State {
     }
 
     /// Takes the lock of the entry for the host and reads the entry again.
-    fn lock_entry(&mut self, c: &mut Ctx, slot: Slot) -> Answer<Slot> {
+    pub(crate) fn lock_entry(&mut self, c: &mut Ctx, slot: Slot) -> Answer<Slot> {
         let bit = self.lock_bit();
         let entry = &mut self.mem.table_mut(slot.table)[slot.index];
         if *entry & bit != 0 {

@@ -25,7 +25,7 @@ impl Stats {
     }
 }
 
-const NUMBERS: usize = 64;
+const NUMBERS: usize = 128;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Counters {

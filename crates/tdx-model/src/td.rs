@@ -55,6 +55,8 @@ pub(crate) struct Vcpu {
     /// In the middle of a guest call, and to leave when that is over.
     pub(crate) executing: bool,
     pub(crate) kicked: bool,
+    /// ACCEPTs in a row that host priority refused.
+    pub(crate) refused: u32,
     /// A kick does not reach it (fault plan).
     pub(crate) stuck: bool,
     pub(crate) translations: Translations,

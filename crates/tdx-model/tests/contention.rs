@@ -252,7 +252,7 @@ fn hosts_and_guests_in_threads_keep_every_invariant() {
                         let _ = guest.enter(number);
                     }
                     turn += 1;
-                    let gpa = Gpa::truncate((turn % HOSTS << 21) + turn / HOSTS % PAGES * PAGE);
+                    let gpa = Gpa::truncate(((turn % HOSTS) << 21) + turn / HOSTS % PAGES * PAGE);
                     let _ = guest.accept(gpa, Level::L4K);
                     let _ = guest.write(gpa, turn);
                     let _ = guest.read(gpa);

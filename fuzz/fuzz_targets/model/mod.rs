@@ -236,6 +236,7 @@ impl World {
                 (regs.rdx, regs.r8) = (regs.r12, regs.r13);
             }
             Leaf::PhymemCacheWb => regs.rcx = 0,
+            Leaf::MemRd | Leaf::MemWr => regs.rcx = entry.raw() & !7,
             _ => {}
         }
         regs
@@ -245,7 +246,11 @@ impl World {
     pub fn regs(&self, step: Step) -> Option<Regs> {
         match step {
             Step::Call { leaf, td, entry, page, version, odd } => {
-                let leaf = Leaf::ALL[usize::from(leaf) % Leaf::ALL.len()];
+                let leaf = match Leaf::ALL[usize::from(leaf) % Leaf::ALL.len()] {
+                    // Nothing comes after them; a raw call may still be one.
+                    Leaf::SysLpShutdown | Leaf::SysShutdown => Leaf::MemTrack,
+                    leaf => leaf,
+                };
                 let mut regs = self.operands(leaf, td, entry, page);
                 regs.rax |= u64::from(version % 4 == 1) << 16;
                 if let Some((register, value)) = odd {

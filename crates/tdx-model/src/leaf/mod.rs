@@ -3,6 +3,7 @@
 //! The dispatcher checks RAX, then clears the outputs that a leaf clears before its first check, then runs the leaf.
 //! Every lock the leaf took is given back when it returns. (TDX module ABI, "SEAMCALL calling convention".)
 
+mod debug;
 mod dpamt;
 mod mng;
 mod page;
@@ -13,6 +14,7 @@ mod range;
 mod resize;
 mod sept;
 mod sys;
+pub(crate) mod sysinit;
 #[cfg(test)]
 mod table_tests;
 pub(crate) mod vp;
@@ -24,6 +26,7 @@ use crate::call::Ctx;
 use crate::config::ModuleVersion;
 use crate::session::Session;
 use crate::state::{Answer, State};
+use sysinit::SysState;
 
 /// Bits 31:24 and 63:32 of RAX must be zero. (Bit 63 names the loader, which is not here.)
 const RAX_RESERVED: u64 = !0x00FF_FFFF;
@@ -48,6 +51,7 @@ impl Session<'_> {
         if c.version != 0 && !self.multi_version(leaf) {
             return Err(invalid);
         }
+        self.admit(c.lp, leaf)?;
         if let Some(status) = self.faults.strike(c.leaf) {
             if status != Status::INTERRUPTED_RESTARTABLE {
                 clear_outputs(c, leaf);
@@ -59,6 +63,28 @@ impl Session<'_> {
             return Err(invalid);
         }
         self.run(c, leaf)
+    }
+
+    /// The module is in a state in which it executes the leaf on this processor.
+    fn admit(&self, lp: u32, leaf: Leaf) -> Answer {
+        let always = matches!(
+            leaf,
+            Leaf::SysInfo
+                | Leaf::SysRd
+                | Leaf::SysInit
+                | Leaf::SysLpInit
+                | Leaf::SysConfig
+                | Leaf::SysKeyConfig
+                | Leaf::SysLpShutdown
+        );
+        match self.system.state {
+            SysState::Ready => {}
+            SysState::Shutdown if leaf != Leaf::SysLpShutdown => return Err(Status::SYS_SHUTDOWN),
+            _ if !always => return Err(Status::SYS_NOT_READY),
+            _ => {}
+        }
+        let without_processor = matches!(leaf, Leaf::SysInit | Leaf::SysLpInit | Leaf::SysLpShutdown);
+        if without_processor || self.system.knows(lp) { Ok(()) } else { Err(Status::SYS_LP_INIT_NOT_DONE) }
     }
 
     fn multi_version(&self, leaf: Leaf) -> bool {
@@ -83,6 +109,17 @@ impl Session<'_> {
             Leaf::MngCreate => mng::create(self, c),
             Leaf::VpCreate => vp::create(self, c),
             Leaf::MngRd => mng::rd(self, c),
+            Leaf::MemRd => debug::rd(self, c),
+            Leaf::MemWr => debug::wr(self, c),
+            Leaf::MngKeyReclaimId => debug::reclaim_id(self, c),
+            Leaf::ExportUnblockw => debug::unblockw(self, c),
+            Leaf::SysKeyConfig => sysinit::key_config(self, c),
+            Leaf::SysInit => sysinit::init(self, c),
+            Leaf::SysLpInit => sysinit::lp_init(self, c),
+            Leaf::SysTdmrInit => sysinit::tdmr_init(self, c),
+            Leaf::SysLpShutdown => sysinit::lp_shutdown(self, c),
+            Leaf::SysConfig => sysinit::config(self, c),
+            Leaf::SysShutdown => sysinit::shutdown(self, c),
             Leaf::PageDemote => resize::demote(self, c),
             Leaf::MrExtend => mng::mr_extend(self, c),
             Leaf::MrFinalize => mng::mr_finalize(self, c),
@@ -120,6 +157,11 @@ const fn clear_outputs(c: &mut Ctx, leaf: Leaf) {
             c.out.r10 = 0;
             c.out.r11 = 0;
         }
+        Leaf::MemRd | Leaf::MemWr => {
+            c.out.rcx = 0;
+            c.out.rdx = 0;
+            c.out.r8 = 0;
+        }
         Leaf::SeptAdd
         | Leaf::SeptRd
         | Leaf::SeptRemove
@@ -131,7 +173,8 @@ const fn clear_outputs(c: &mut Ctx, leaf: Leaf) {
         | Leaf::PagePromote
         | Leaf::RangeBlock
         | Leaf::RangeUnblock
-        | Leaf::MrExtend => {
+        | Leaf::MrExtend
+        | Leaf::ExportUnblockw => {
             c.out.rcx = 0;
             c.out.rdx = 0;
         }

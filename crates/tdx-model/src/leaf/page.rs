@@ -44,8 +44,8 @@ pub(super) fn add(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     s.pause(c, Point::Commit);
     let key = s.td(td).hkid;
     s.donated(page, 1, key);
-    let pattern = s.mem.pattern(source & !s.cfg.hkid.mask());
-    s.mem.write(page, pattern, key);
+    let source = source & !s.cfg.hkid.mask();
+    s.mem.copy(source, page, key);
     take(s, &slot, page, 0);
     let entry = sept::MAPPED | page | s.entry_key(td);
     s.set_entry(&slot, entry);
@@ -114,8 +114,7 @@ pub(super) fn relocate(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
         if s.faults.poison.contains(&old) {
             s.violate(ViolationKind::ModuleReadPoison, old, key);
         }
-        let content = s.mem.pattern(old);
-        s.mem.write(new, content, key);
+        s.mem.copy(old, new, key);
     }
     take(s, &slot, new, 0);
     let kept = slot.entry & !s.cfg.address_mask() | new;

@@ -171,7 +171,7 @@ fn write_memory(state: &mut State, input: &Input) -> Result<(), String> {
     if input.pa.0 % PAGE + bytes.len() as u64 > PAGE {
         return Err("data crosses a page end".to_owned());
     }
-    state.mem.write_bytes(input.pa.0, &bytes);
+    state.mem.write_bytes(input.pa.0, &bytes, 0);
     Ok(())
 }
 

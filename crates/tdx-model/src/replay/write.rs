@@ -82,7 +82,7 @@ impl Platform {
     }
 }
 
-/// Writes a trace around the lines of [`seamcall::adapter::Recorder`]: the header, the begin and the end of a sequence,
+/// Writes a trace around the lines of seamcall's `adapter::Recorder`: the header, the begin and the end of a sequence,
 /// and what no SEAMCALL shows.
 ///
 /// TDs and vCPUs are numbered in the order of their creation.
