@@ -11,35 +11,52 @@
 )]
 
 use core::fmt::Write as _;
-use std::{collections::BTreeMap, env, fs, path::Path, process::Command};
+use serde_json::Value;
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    path::Path,
+    process::{Command, Stdio},
+};
 
-/// Builds the example with its assembly, in a directory of its own: the build this test belongs to holds the other.
-/// What tests depend on is not optimized, to save time; none of it is in a wrapper.
+/// Compiles the example to assembly. The library is built in a directory of its own and without what tests depend on.
 fn assembly(example: &str) -> String {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("assembly");
-    let status = Command::new(env!("CARGO"))
-        .args(["rustc", "--quiet", "--release", "--package", "seamcall", "--example", example])
-        .args([
-            "--config",
-            "profile.release.lto='off'",
-            "--config",
-            "profile.release.package.'*'.opt-level=0",
-        ])
-        .args(["--config", "profile.release.package.tdx-model.opt-level=0", "--target-dir"])
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--release", "--lib", "--package", "seamcall", "--message-format=json"])
+        .args(["--config", "profile.release.lto='off'", "--target-dir"])
         .arg(&target)
-        .args(["--", "--emit", "asm", "-C", "debuginfo=0", "-C", "llvm-args=-x86-asm-syntax=intel"])
         .env_remove("RUSTFLAGS")
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .current_dir(here)
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap();
+    assert!(built.status.success());
+    let messages = String::from_utf8(built.stdout).unwrap();
+    let library = |name: &str| {
+        let artifact = messages
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap())
+            .find(|message| message["reason"] == "compiler-artifact" && message["target"]["name"] == name)
+            .unwrap();
+        let files = artifact["filenames"].as_array().unwrap();
+        let file = files.iter().map(|file| file.as_str().unwrap()).find(|file| file.ends_with(".rlib"));
+        format!("{name}={}", file.unwrap())
+    };
+    let output = target.join(example).with_extension("s");
+    let status = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+        .args(["--edition=2024", "--crate-type=bin", "--emit=asm", "-Copt-level=3", "-Ccodegen-units=1"])
+        .args(["-Cllvm-args=-x86-asm-syntax=intel", "--cap-lints=allow", "--crate-name", example])
+        .args(["--extern", &library("seamcall"), "--extern", &library("sept_core")])
+        .arg(format!("-Ldependency={}", target.join("release/deps").display()))
+        .arg("-o")
+        .arg(&output)
+        .arg(here.join("examples").join(example).with_extension("rs"))
         .status()
         .unwrap();
     assert!(status.success());
-    let newest = fs::read_dir(target.join("release/examples"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "s"))
-        .filter(|path| path.file_stem().is_some_and(|stem| stem.to_string_lossy().starts_with(example)))
-        .max_by_key(|path| path.metadata().unwrap().modified().unwrap());
-    fs::read_to_string(newest.unwrap()).unwrap()
+    fs::read_to_string(output).unwrap()
 }
 
 /// All functions: symbol, then labels and instructions. SEAMCALL, four bytes to the compiler, is one instruction.
