@@ -1,11 +1,25 @@
 //! Every leaf over the real instruction, to see how large they are: `nm --print-size` on the release build.
+//! `tests/assembly.rs` looks that no formatting and no panic is among them.
 //!
 //! Running it makes no SEAMCALL.
 
 #[cfg(target_arch = "x86_64")]
 mod leaves {
     use core::hint::black_box;
-    use seamcall::{Instruction as I, export, mem, mng, mr, phymem, sys, vp};
+    use seamcall::export::{self, GpaList};
+    use seamcall::{FieldId, Hkid, Instruction as I, SeamcallError, Tdr, mem, mng, mr, phymem, sys, vp};
+    use sept_core::{Frame, Hpa, Returned};
+
+    /// TDH.SYS.CONFIG is unsafe to call, and so no plain function.
+    fn config(t: &I, tdmrs: Hpa, count: u8, key: Hkid) -> Result<(), SeamcallError> {
+        #[expect(unsafe_code, reason = "the leaf takes memory that only its structures name")]
+        // SAFETY: never called.
+        unsafe {
+            sys::config(t, tdmrs, count, key, true)
+        }
+    }
+
+    type List<'l> = Result<u32, Returned<SeamcallError, GpaList<'l>>>;
 
     macro_rules! keep {
         ($($function:expr, $($argument:ty),*;)*) => {
@@ -68,7 +82,11 @@ mod leaves {
             vp::rd::<I>, _, _;
             vp::rd_next::<I>, _, _;
             vp::wr::<I>, _, _, _, _;
+            config, _, _, _;
         }
+        black_box(sys::info::<I> as fn(&I, &mut Frame) -> _);
+        black_box(sys::rd_all::<I> as fn(&I, &mut Frame, FieldId) -> _);
+        black_box(export::blockw::<I> as for<'l> fn(&I, Tdr, GpaList<'l>) -> List<'l>);
     }
 }
 

@@ -141,7 +141,7 @@ pub enum CacheWritten {
 
 /// TDH.PHYMEM.CACHE.WB (40): writes back the caches of the calling CPU's package for all key ids being torn down.
 ///
-/// Operand: `RCX` 0 to begin, 1 to resume. Call once on each package between
+/// Operand: `RCX` 0 to begin, 1 to resume. Lifecycle BLOCKED of the TDs concerned: call once on each package between
 /// [`mng::vpflushdone`](crate::mng::vpflushdone) and [`mng::key_freeid`](crate::mng::key_freeid).
 ///
 /// # Errors
@@ -149,7 +149,7 @@ pub enum CacheWritten {
 /// In check order: `OPERAND_BUSY|WBCACHE`, `OPERAND_BUSY|KOT`, `WBCACHE_RESUME_ERROR` (nothing to resume, or another
 /// package), `INTERRUPTED_RESUMABLE`: call again with [`CacheWb::Resume`].
 ///
-/// Source: TDX module ABI, TDH.PHYMEM.CACHE.WB.
+/// Source: TDX module ABI, TDH.PHYMEM.CACHE.WB; `tdh_phymem_cache_wb.c` of module 1.5.01.
 #[inline]
 pub fn cache_wb<T: Transport + ?Sized>(t: &T, command: CacheWb) -> Result<CacheWritten, SeamcallError> {
     let operand = match command {
@@ -208,7 +208,7 @@ pub(crate) fn pamt_add_at<T: Transport + ?Sized>(
 
 /// TDH.PHYMEM.PAMT.REMOVE (59): takes the page pair of the 2 MiB region at `region` back.
 ///
-/// Operand: `RCX` region and level 1. Outputs: `RDX` and `R8` the pages. They have cache lines under the global key:
+/// Operand: `RCX` region and level 1, none of whose pages is in use at 4 KiB. Outputs: `RDX` and `R8` the pages. They have cache lines under the global key:
 /// [`page_wbinvd`] and overwrite them.
 ///
 /// # Errors

@@ -1,60 +1,209 @@
-//! A wrapper is register moves around one instruction: holds the optimized assembly of `examples/assembly.rs` against
-//! bounds. A listing is in `docs/assembly.md`.
+//! A wrapper is register moves around one instruction: the optimized assembly of `examples/assembly.rs` against bounds
+//! and against the listing in `docs/assembly.md`, and that of `examples/code_size.rs` for what must not be in it.
+//!
+//! `BLESS=1 cargo test --test assembly` writes the listing anew.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
-#![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    reason = "a test may fail by panicking"
+)]
 
-use std::{env, fs, path::Path, process::Command};
+use core::fmt::Write as _;
+use serde_json::Value;
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    path::Path,
+    process::{Command, Stdio},
+};
 
-/// Builds the example with its assembly, in a directory of its own: the build this test belongs to holds the other.
-fn assembly() -> String {
+/// Compiles the example to assembly. The library is built in a directory of its own and without what tests depend on.
+fn assembly(example: &str) -> String {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("assembly");
-    let status = Command::new(env!("CARGO"))
-        .args(["rustc", "--quiet", "--release", "--package", "seamcall", "--example", "assembly"])
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--release", "--lib", "--package", "seamcall", "--message-format=json"])
         .args(["--config", "profile.release.lto='off'", "--target-dir"])
         .arg(&target)
-        .args(["--", "--emit", "asm", "-C", "debuginfo=0"])
         .env_remove("RUSTFLAGS")
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .current_dir(here)
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap();
+    assert!(built.status.success());
+    let messages = String::from_utf8(built.stdout).unwrap();
+    let library = |name: &str| {
+        let artifact = messages
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap())
+            .find(|message| message["reason"] == "compiler-artifact" && message["target"]["name"] == name)
+            .unwrap();
+        let files = artifact["filenames"].as_array().unwrap();
+        let file = files.iter().map(|file| file.as_str().unwrap()).find(|file| file.ends_with(".rlib"));
+        format!("{name}={}", file.unwrap())
+    };
+    let output = target.join(example).with_extension("s");
+    let status = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+        .args(["--edition=2024", "--crate-type=bin", "--emit=asm", "-Copt-level=3", "-Ccodegen-units=1"])
+        .args(["-Cllvm-args=-x86-asm-syntax=intel", "--cap-lints=allow", "--crate-name", example])
+        .args(["--extern", &library("seamcall"), "--extern", &library("sept_core")])
+        .arg(format!("-Ldependency={}", target.join("release/deps").display()))
+        .arg("-o")
+        .arg(&output)
+        .arg(here.join("examples").join(example).with_extension("rs"))
         .status()
         .unwrap();
     assert!(status.success());
-    let newest = fs::read_dir(target.join("release/examples"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "s"))
-        .max_by_key(|path| path.metadata().unwrap().modified().unwrap());
-    fs::read_to_string(newest.unwrap()).unwrap()
+    fs::read_to_string(output).unwrap()
 }
 
-/// The instructions of the function whose symbol contains `name`.
-fn body<'a>(assembly: &'a str, name: &str) -> Vec<&'a str> {
+/// All functions: symbol, then labels and instructions. SEAMCALL, four bytes to the compiler, is one instruction.
+fn functions(assembly: &str) -> BTreeMap<String, Vec<String>> {
+    let mut functions = BTreeMap::new();
     let mut lines = assembly.lines();
-    let found = lines.by_ref().any(|line| line.contains(name) && line.ends_with(':'));
-    assert!(found, "no function {name}");
-    lines
-        .take_while(|line| !line.starts_with(".Lfunc_end"))
-        .map(str::trim)
-        .filter(|line| {
-            !line.is_empty() && !line.ends_with(':') && !line.starts_with('#') && !line.starts_with(".cfi")
-        })
-        .collect()
+    while let Some(name) =
+        lines.by_ref().find_map(|line| line.strip_prefix("\t.type\t")?.strip_suffix(",@function"))
+    {
+        let mut body = Vec::new();
+        for line in lines.by_ref().skip_while(|line| !line.starts_with(name)).skip(1) {
+            if line.starts_with(".Lfunc_end") {
+                break;
+            }
+            let line = line.split('#').next().unwrap().trim().replace('\t', " ");
+            if line == ".byte 207" {
+                body.push("seamcall".to_owned());
+            } else if line.ends_with(':') || !line.is_empty() && !line.starts_with('.') {
+                body.push(line);
+            }
+        }
+        functions.insert(name.to_owned(), body);
+    }
+    functions
 }
+
+fn is_instruction(line: &&String) -> bool {
+    !line.ends_with(':')
+}
+
+/// Whether `to` can be had from `from` along the flow of control, without a call.
+fn reaches_without_call(body: &[String], from: usize, to: &str) -> bool {
+    let labels: BTreeMap<&str, usize> =
+        body.iter().enumerate().filter_map(|(at, line)| Some((line.strip_suffix(':')?, at))).collect();
+    let mut seen = vec![false; body.len()];
+    let mut open = vec![from];
+    while let Some(at) = open.pop() {
+        if at >= body.len() || seen[at] {
+            continue;
+        }
+        seen[at] = true;
+        let mut words = body[at].split_whitespace();
+        let (verb, target) = (words.next().unwrap(), words.next());
+        if verb == to {
+            return true;
+        }
+        let jump = verb.starts_with('j').then(|| labels.get(target.unwrap()).copied()).flatten();
+        open.extend(jump);
+        if !matches!(verb, "jmp" | "ret" | "call" | "ud2") {
+            open.push(at + 1);
+        }
+    }
+    false
+}
+
+/// Labels by number, constructors of errors by name: what does not depend on the build's hashes.
+fn listing(body: &[String]) -> String {
+    let mut text = String::new();
+    let labels: Vec<&str> = body.iter().filter_map(|line| line.strip_suffix(':')).collect();
+    let used =
+        |label: &str| body.iter().any(|line| line.starts_with('j') && line.ends_with(&format!(" {label}")));
+    let number = |label: &str| {
+        labels.iter().filter(|other| used(other)).position(|other| *other == label).map(|index| index + 1)
+    };
+    for line in body {
+        if let Some(label) = line.strip_suffix(':') {
+            if let Some(number) = number(label) {
+                let _ = writeln!(text, "{number}:");
+            }
+            continue;
+        }
+        let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
+        let rest = match verb {
+            "call" if rest.contains("from_status") => "SeamcallError::from_status".to_owned(),
+            "call" if rest.contains("refused") => "SeamcallError::refused".to_owned(),
+            _ if verb.starts_with('j') => number(rest).map_or(rest.to_owned(), |number| number.to_string()),
+            _ => rest.to_owned(),
+        };
+        let _ = writeln!(text, "    {}", format!("{verb:<6} {rest}").trim_end());
+    }
+    text
+}
+
+const WRAPPERS: [(&str, &str, usize); 3] = [
+    ("TDH.MEM.TRACK", "example_track", 60),
+    ("TDH.MEM.PAGE.AUG", "example_aug", 110),
+    ("TDH.MEM.PAGE.DEMOTE", "example_demote", 300),
+];
 
 #[test]
 fn wrappers_are_register_moves() {
-    let assembly = assembly();
-    for (name, bound) in [("example_track", 70), ("example_aug", 120), ("example_demote", 300)] {
-        let body = body(&assembly, name);
-        let instructions = body.iter().filter(|line| !line.starts_with('.')).count();
-        assert!(instructions <= bound, "{name}: {instructions} instructions");
-        // The last byte of 66 0f 01 cf.
-        assert_eq!(body.iter().filter(|line| **line == ".byte\t207").count(), 1, "{name}");
-        for line in &body {
-            assert!(!line.contains("panic") && !line.contains("unwind"), "{name}: {line}");
+    let functions = functions(&assembly("assembly"));
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/assembly.md");
+    let mut docs = fs::read_to_string(&path).unwrap();
+    for (leaf, name, bound) in WRAPPERS {
+        let body = functions.iter().find(|(symbol, _)| symbol.contains(name)).unwrap().1;
+        let count = body.iter().filter(is_instruction).count();
+        assert!(count <= bound, "{name}: {count} instructions");
+        for line in body {
+            assert!(
+                !line.contains("panic") && !line.contains("unwind") && !line.contains("ud2"),
+                "{name}: {line}"
+            );
         }
-        // The only calls build errors.
+        // One SEAMCALL. To it and from it to the end there is a way without any call; the only calls build errors.
+        assert_eq!(body.iter().filter(|line| *line == "seamcall").count(), 1, "{name}");
+        let seamcall = body.iter().position(|line| line == "seamcall").unwrap();
+        assert!(reaches_without_call(body, 0, "seamcall"), "{name}: a call before the instruction");
+        assert!(reaches_without_call(body, seamcall, "ret"), "{name}: a call on the way of success");
         for call in body.iter().filter(|line| line.starts_with("call")) {
             assert!(call.contains("from_status") || call.contains("refused"), "{name}: {call}");
+        }
+
+        // The listing is of this code: compilers and small changes may move a few instructions.
+        let start = format!("## {leaf}\n\n```asm\n");
+        let from = docs.find(&start).unwrap() + start.len();
+        let to = from + docs[from..].find("```").unwrap();
+        if env::var_os("BLESS").is_some() {
+            docs.replace_range(from..to, &listing(body));
+            continue;
+        }
+        let listed = docs[from..to].lines().filter(|line| line.starts_with(' ')).count();
+        assert!(
+            count.abs_diff(listed) * 8 <= listed,
+            "{leaf}: {count} instructions, {listed} in docs/assembly.md"
+        );
+    }
+    if env::var_os("BLESS").is_some() {
+        fs::write(path, docs).unwrap();
+    }
+}
+
+/// Every leaf, and neither formatting nor panics nor an allocation in one of them.
+#[test]
+fn no_wrapper_formats() {
+    let functions = functions(&assembly("code_size"));
+    let wrappers: Vec<_> = functions
+        .iter()
+        .filter(|(_, body)| body.iter().any(|line| line == "seamcall"))
+        .filter(|(symbol, _)| symbol.contains("seamcall") || symbol.contains("code_size"))
+        .collect();
+    assert!(wrappers.len() >= 54, "{} wrappers", wrappers.len());
+    for (symbol, body) in wrappers {
+        for line in body {
+            for forbidden in ["3fmt", "fmt..", "panic", "__rust_alloc", "unwind"] {
+                assert!(!line.contains(forbidden), "{symbol}: {line}");
+            }
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Register images of every leaf, in and out. The expected values are the operand tables of the ABI, written out.
 
+mod documented;
 mod life;
 mod mem;
 mod phymem;
+mod selectors;
 mod system;
 
 use crate::testing::{Script, hpa};

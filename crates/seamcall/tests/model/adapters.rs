@@ -1,10 +1,10 @@
 //! Each adapter around the module: what it lets through, what it keeps away, and that the module cannot tell.
 
-use crate::bench::{BASE, Bench, LARGE, builder, entry, frame, scrub, write_params};
+use crate::bench::{BASE, Bench, LARGE, builder, entry, frame};
 use seamcall::adapter::{EntropyRetry, Gate};
 use seamcall::mem::{self, DemotePages, L2Mode};
 use seamcall::{Features0, FieldId, Status, Transport, mng, sys};
-use sept_core::{Class, Classify, External, Fill, Frame, FrameStore, Hpa, LeafState, Level, Observed};
+use sept_core::{Class, Classify, External, Fill, Hpa, LeafState, Level, Observed};
 use tdx_model::{Fault, Leaf, Machine};
 
 const NO_ENTROPY: tdx_model::Status = tdx_model::Status(0x8000_0203_0000_0000);
@@ -96,7 +96,9 @@ fn a_gate_lets_through_what_the_module_can() {
 #[cfg(feature = "test-util")]
 #[test]
 fn injected_interruptions_leave_the_module_alone() {
+    use crate::bench::scrub;
     use seamcall::adapter::{Fault, Inject};
+    use sept_core::{Frame, FrameStore};
     let machine = builder(false).build();
     // Six calls: the budget of four repetitions and the first attempt; the sixth is the next try's first.
     let plan = Fault::at_leaf(seamcall::Leaf::MEM_PAGE_DEMOTE, 0, Status::INTERRUPTED_RESTARTABLE).times(6);
@@ -136,6 +138,7 @@ fn injected_interruptions_leave_the_module_alone() {
 #[cfg(feature = "std")]
 #[test]
 fn a_recording_replays() {
+    use crate::bench::write_params;
     use seamcall::adapter::Recorder;
     for dynamic_pamt in [false, true] {
         let machine = builder(dynamic_pamt).build();
@@ -153,7 +156,6 @@ fn a_recording_replays() {
         bench.td.fence().unwrap();
         bench.td.merge(at, Hpa::truncate(LARGE)).unwrap();
         bench.sound();
-        drop(bench);
         let text = String::from_utf8(recorder.finish().unwrap()).unwrap();
 
         let fresh = builder(dynamic_pamt).build();

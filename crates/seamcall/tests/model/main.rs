@@ -1,5 +1,11 @@
 //! The wrappers, the adapters and [`Td`](seamcall::Td) against a software TDX module.
-#![expect(clippy::unwrap_used, clippy::arithmetic_side_effects, reason = "a test may fail by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::arithmetic_side_effects,
+    clippy::panic,
+    clippy::result_large_err,
+    reason = "a test may fail by panicking"
+)]
 
 mod adapters;
 mod bench;

@@ -8,7 +8,7 @@ use seamcall::exit::Exit;
 use seamcall::mem::{self, Blocked};
 use seamcall::phymem::{self, CacheWb, CacheWritten};
 use seamcall::{
-    Notice, Observe, Regs, RetryBudget, SeamcallError, SeptState, Status, Td, TdError, mng, ranges, sys, vp,
+    Notice, Observe, Regs, RetryBudget, SeamcallError, SeptState, Status, Td, TdError, mng, ranges, vp,
 };
 use sept_core::{Class, Classify, External, Fill, GpaEntry, Hpa, Level, Observed, Returned, TdxConfig};
 use tdx_model::{Accept, Access, Fault, Hold, Interrupts, Leaf, Machine, ModuleVersion, TdLock};
@@ -168,6 +168,7 @@ fn a_guest_that_was_kept_out_too_long_exits() {
 #[test]
 fn a_busy_module_is_called_again() {
     use seamcall::adapter::{Fault, Inject};
+    use seamcall::sys;
     let machine = builder(false).build();
     let plan = Fault::at_leaf(seamcall::Leaf::SYS_RD, 0, Status::SYS_BUSY).times(3);
     let t = Inject::new(machine.lp(0), [plan]);

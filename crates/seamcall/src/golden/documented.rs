@@ -1,0 +1,86 @@
+//! The documentation of every leaf says what it takes, where it may be called, how it fails, and who says so.
+
+use std::{format, string::String, vec::Vec};
+
+const SOURCES: [&str; 10] = [
+    include_str!("../export.rs"),
+    include_str!("../mem/page.rs"),
+    include_str!("../mem/range.rs"),
+    include_str!("../mem/rw.rs"),
+    include_str!("../mem/sept.rs"),
+    include_str!("../mem/split.rs"),
+    include_str!("../mng.rs"),
+    include_str!("../mr.rs"),
+    include_str!("../phymem.rs"),
+    include_str!("../vp.rs"),
+];
+const SYSTEM: &str = include_str!("../sys.rs");
+
+/// The public functions whose documentation names a leaf and its number, with that documentation.
+fn leaves(source: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut doc = String::new();
+    for line in source.lines() {
+        match line.strip_prefix("///") {
+            Some(text) => doc = doc + text + "\n",
+            None if line.starts_with("pub fn ") || line.starts_with("pub unsafe fn ") => {
+                if doc.starts_with(" TDH.") {
+                    found.push((String::from(line), core::mem::take(&mut doc)));
+                }
+            }
+            // Attributes stand between the two.
+            None if line.starts_with("#[") => {}
+            None => doc.clear(),
+        }
+    }
+    found
+}
+
+#[test]
+fn every_leaf_is_documented() {
+    let found: Vec<_> = SOURCES.into_iter().chain([SYSTEM]).flat_map(leaves).collect();
+    assert_eq!(found.len(), 56, "{:#?}", found.iter().map(|leaf| &leaf.0).collect::<Vec<_>>());
+    for (function, doc) in found {
+        let says = |any: &[&str]| any.iter().any(|word| doc.contains(word));
+        assert!(says(&["Operand"]), "{function}: operands");
+        assert!(says(&["# Errors"]), "{function}: errors");
+        assert!(
+            says(&["In check order", "in check order", "common errors", "As [`", "None of its own"]),
+            "{function}: order of errors"
+        );
+        assert!(says(&["Source: TDX module ABI"]), "{function}: source");
+        let states = [
+            "p state",
+            "Lifecycle",
+            "lifecycle",
+            "Module state",
+            "module state",
+            "State as",
+            "State:",
+            "Entry ",
+            "Any type",
+            "not be assigned",
+            "must not be",
+            "teardown",
+            "in use at",
+        ];
+        assert!(says(&states), "{function}: accepted states");
+    }
+}
+
+/// A public function over a transport is a leaf, a helper that says which leaves it calls, or an operand.
+#[test]
+fn no_leaf_hides() {
+    for source in SOURCES.into_iter().chain([SYSTEM]) {
+        let documented: Vec<String> = leaves(source).into_iter().map(|leaf| leaf.0).collect();
+        for line in
+            source.lines().filter(|line| line.starts_with("pub fn ") || line.starts_with("pub unsafe fn "))
+        {
+            assert!(
+                documented.iter().any(|known| known == line) || !line.contains("<T: Transport"),
+                "{}",
+                format!("{line} is no documented leaf")
+            );
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! What TDH.VP.ENTER comes back with: the registers are a guest's, so anything may be in them.
+#![no_main]
+
+use arbitrary::Arbitrary;
+use libfuzzer_sys::fuzz_target;
+use seamcall::exit::{Exit, MapGpaReply, exit_reason};
+use seamcall::{EptViolation, MapGpa, Regs, Status};
+use sept_core::{Gpa, TdxConfig};
+
+#[derive(Arbitrary, Debug)]
+struct Input {
+    rax: u64,
+    likely: u8,
+    rcx: u64,
+    rdx: u64,
+    r8: u64,
+    r10: u64,
+    r11: u64,
+    r12: u64,
+    r13: u64,
+    config: u8,
+}
+
+fuzz_target!(|input: Input| {
+    let configs = [TdxConfig::LEVELS_4, TdxConfig::LEVELS_5_GPAW_48, TdxConfig::LEVELS_5_GPAW_52];
+    let config = configs[usize::from(input.config) % configs.len()];
+    let mut out = Regs {
+        rax: input.rax,
+        rcx: input.rcx,
+        rdx: input.rdx,
+        r8: input.r8,
+        r10: input.r10,
+        r11: input.r11,
+        r12: input.r12,
+        r13: input.r13,
+        ..Regs::new()
+    };
+    match input.likely % 4 {
+        0 => out.rax = 48,
+        1 => (out.rax, out.r10, out.r11) = (77, 0, MapGpa::LEAF),
+        _ => {}
+    }
+    let violation = EptViolation::decode(&out);
+    if let Some(violation) = violation {
+        assert_eq!(exit_reason(&out), Some(48));
+        assert_eq!((violation.qualification, violation.extended), (out.rcx, out.rdx));
+        let _ = (violation.kind(), violation.is_shared(config));
+        if let Some(accept) = violation.accept() {
+            assert_eq!(out.rdx & 0xf, 1);
+            assert_eq!(u64::from(accept.state.public()), out.rdx >> 38 & 0xff);
+            assert_eq!(accept.requested.is_some(), violation.wanted().is_some());
+            assert!(accept.vm < 4);
+        }
+        if let Some(entry) = violation.wanted() {
+            assert!(entry.range().contains(violation.gpa));
+        }
+    }
+    let request = MapGpa::decode(&out, config);
+    if let Some(request) = request {
+        assert_eq!((exit_reason(&out), out.r10, out.r11), (Some(77), 0, 0x10001));
+        match request {
+            // Inside one half of the address space, whole pages, and nothing of what was asked is lost.
+            Ok(request) => {
+                let shared = u64::from(request.to_shared) << config.shared_bit();
+                assert_eq!((request.range.start().raw() | shared, request.range.len()), (out.r12, out.r13));
+                assert!(request.range.end() <= 1 << config.shared_bit());
+            }
+            Err(error) => assert_eq!((error.gpa, error.size), (out.r12, out.r13)),
+        }
+    }
+    match Exit::decode(&out, config) {
+        Exit::EptViolation(found) => assert_eq!(violation, Some(found)),
+        Exit::MapGpa(found) => assert_eq!(request, Some(Ok(found))),
+        Exit::BadMapGpa(found) => assert_eq!(request, Some(Err(found))),
+        Exit::HostPriority => assert!(Status::from_raw(out.rax).is(Status::HOST_PRIORITY_BUSY_TIMEOUT)),
+        Exit::Other(reason) => assert_eq!(exit_reason(&out), Some(reason)),
+        Exit::Status(status) => assert_eq!((status.raw(), exit_reason(&out)), (out.rax, None)),
+        other => panic!("{other:?}"),
+    }
+    let retry = MapGpaReply::Retry(Gpa::truncate(out.r12)).registers();
+    assert_eq!(retry.0, 1);
+});
