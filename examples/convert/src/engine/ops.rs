@@ -46,10 +46,13 @@ impl Engine<'_, '_> {
         let poisoned: Vec<Region> =
             self.oracle.runs(region).filter(|run| run.page.is_poisoned()).map(|run| run.region).collect();
         let lost: u64 = poisoned.iter().map(|run| run.len).sum();
-        report.skipped = poisoned
-            .into_iter()
-            .map(|run| Skipped { start: run.start, len: run.len, reason: "poisoned" })
-            .collect();
+        // Private and shared ones alike: adjacent runs are one.
+        for run in poisoned {
+            match report.skipped.last_mut() {
+                Some(last) if last.start + last.len == run.start => last.len += run.len,
+                _ => report.skipped.push(Skipped { start: run.start, len: run.len, reason: "poisoned" }),
+            }
+        }
         if lost == region.len {
             return Ok(Outcome::Noop);
         }
