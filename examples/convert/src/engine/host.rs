@@ -3,7 +3,7 @@
 //! [`Host`] is what a hypervisor would be: it implements [`Platform`] and owns everything that the library crates
 //! only borrow. One thread; every borrow of the record ends with the call that makes it.
 
-use std::cell::{Ref, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -21,11 +21,11 @@ use super::td::Counted;
 use crate::scenario::{PAGE, Region};
 
 /// The secure page table of the TD.
-pub type Table<'m> = SecurePageTable<TdxMirror, Arena, Td<Counted<'m>, Kick<'m>, (), &'m Notices>>;
+pub(super) type Table<'m> = SecurePageTable<TdxMirror, Arena, Td<Counted<'m>, Kick<'m>, (), &'m Notices>>;
 
 /// RAM of the guest, in blocks of one size, and the host's record of it. Offsets are pages from its start.
 #[derive(Debug)]
-pub struct Ram {
+pub(super) struct Ram {
     /// Where the guest sees it.
     pub region: Region,
     /// Where it lies.
@@ -82,7 +82,7 @@ impl Ram {
 
 /// The host.
 #[derive(Debug)]
-pub struct Host<'m> {
+pub(super) struct Host<'m> {
     /// The machine.
     pub machine: &'m Machine,
     /// The secure page table of the TD.
@@ -102,7 +102,7 @@ pub struct Host<'m> {
 
 impl<'m> Host<'m> {
     /// A host without RAM.
-    pub fn new(
+    pub(super) fn new(
         machine: &'m Machine,
         table: Table<'m>,
         (mm, pool): (HostModel, FramePool),
@@ -124,12 +124,12 @@ impl<'m> Host<'m> {
     }
 
     /// Order of the provider's blocks.
-    pub fn block_order(&self) -> Order {
+    pub(super) fn block_order(&self) -> Order {
         self.block_order
     }
 
     /// Adds RAM at `base`: private, unmapped. Its pages are small where a block's order is no folio order.
-    pub fn add_ram(&self, region: Region, base: Hpa) {
+    pub(super) fn add_ram(&self, region: Region, base: Hpa) {
         let ledger =
             RamLedger::new(base.align_down(Level::L2M), (base.raw() % Level::L2M.size() + region.len) / PAGE);
         let ram = Ram {
@@ -146,7 +146,7 @@ impl<'m> Host<'m> {
     }
 
     /// The blocks of `region`.
-    pub fn blocks(&self, region: Region) -> impl Iterator<Item = Block> {
+    pub(super) fn blocks(&self, region: Region) -> impl Iterator<Item = Block> {
         let starts = (region.start..region.start + region.len).step_by(self.block_bytes());
         starts.filter_map(|gpa| self.block_of(Gpa::truncate(gpa)))
     }
@@ -174,29 +174,25 @@ impl<'m> Host<'m> {
         }
     }
 
-    /// The record of all RAM.
-    pub fn ram(&self) -> Ref<'_, Vec<Ram>> {
-        self.ram.borrow()
-    }
-
     /// Host address of the page that the guest sees at `gpa`.
-    pub fn hpa(&self, gpa: u64) -> Option<Hpa> {
+    pub(super) fn hpa(&self, gpa: u64) -> Option<Hpa> {
         self.with_ram(gpa, |ram| Hpa::truncate(ram.base.raw() + (gpa - ram.region.start)))
     }
 
     /// The host maps shared pages and holds a reference on each.
-    pub fn pin(&self, range: GpaRange) {
+    pub(super) fn pin(&self, range: GpaRange) {
         self.map(range);
         self.each_ram(range, |ram, window| {
             for page in Ram::gaps(&ram.poisoned, window).into_iter().flatten() {
                 *ram.pins.entry(page).or_default() += 1;
-                self.mm.pin(Pfn::containing(ram.hpa(page)));
+                let taken = self.mm.pin(Pfn::containing(ram.hpa(page)));
+                self.counted(taken, ram.gpa(page));
             }
         });
     }
 
     /// Drops one reference on each page.
-    pub fn unpin(&self, range: GpaRange) {
+    pub(super) fn unpin(&self, range: GpaRange) {
         self.each_ram(range, |ram, window| {
             for page in window {
                 let Some(count) = ram.pins.get_mut(&page) else { continue };
@@ -204,13 +200,21 @@ impl<'m> Host<'m> {
                 if *count == 0 {
                     ram.pins.remove(&page);
                 }
-                self.mm.unpin(Pfn::containing(ram.hpa(page)));
+                let dropped = self.mm.unpin(Pfn::containing(ram.hpa(page)));
+                self.counted(dropped, ram.gpa(page));
             }
         });
     }
 
+    /// Reports a `struct page` that did not take a change. Memory in 4 KiB blocks has none in the model.
+    fn counted(&self, done: bool, gpa: Gpa) {
+        if !done && self.block_order > Order::PAGE {
+            self.notices.not_counted(gpa);
+        }
+    }
+
     /// First page of `range` that the host holds no reference on, poisoned ones aside.
-    pub fn next_unpinned(&self, range: GpaRange) -> Option<Gpa> {
+    pub(super) fn next_unpinned(&self, range: GpaRange) -> Option<Gpa> {
         let mut first = None;
         self.each_ram(range, |ram, window| {
             let mut pages = Ram::gaps(&ram.poisoned, window).into_iter().flatten();
@@ -221,12 +225,12 @@ impl<'m> Host<'m> {
     }
 
     /// The host maps shared pages of `range` for itself.
-    pub fn map(&self, range: GpaRange) {
+    pub(super) fn map(&self, range: GpaRange) {
         self.each_ram(range, |ram, window| ram.mapped.set(window, true));
     }
 
     /// The first page that the host maps although it is private (I6).
-    pub fn mapped_private(&self) -> Option<Gpa> {
+    pub(super) fn mapped_private(&self) -> Option<Gpa> {
         self.ram.borrow().iter().find_map(|ram| {
             let stray = folio_split::Minus(&ram.mapped, &ram.shared).next_run(0)?;
             Some(ram.gpa(stray.start))
@@ -234,17 +238,17 @@ impl<'m> Host<'m> {
     }
 
     /// Pages of guest RAM that are lent to the TD.
-    pub fn lent_pages(&self) -> u64 {
+    pub(super) fn lent_pages(&self) -> u64 {
         self.ram.borrow().iter().map(|ram| ram.ledger.lent_pages()).sum()
     }
 
     /// Whether nothing is claimed or marked as converting.
-    pub fn is_idle(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         self.claims.borrow().is_empty() && self.converting.borrow().is_empty()
     }
 
     /// The page set of one block, read by folio-split.
-    pub fn set_of<'a>(&'a self, block: &'a Block, set: Pages) -> impl PageSet + 'a {
+    pub(super) fn set_of<'a>(&'a self, block: &'a Block, set: Pages) -> impl PageSet + 'a {
         struct Set<'a, 'm>(&'a Host<'m>, &'a Block, Pages);
         impl PageSet for Set<'_, '_> {
             fn next_run(&self, from: u64) -> Option<Range<u64>> {
@@ -372,13 +376,14 @@ impl<'m> Platform for Host<'m> {
 
     fn poison(&self, gpa: Gpa, page: Option<Frame<Tainted>>) {
         // The frame is never used again: its ledger keeps it as lent.
-        drop(page);
+        let _lent = page;
         self.with_ram_mut(gpa.raw(), |ram| {
             let page = (gpa.raw() - ram.region.start) / PAGE;
             ram.poisoned.set(page..page + 1, true);
             ram.small.set(page..page + 1, true);
             ram.mapped.set(page..page + 1, false);
-            self.mm.poison(Pfn::containing(ram.hpa(page)));
+            let marked = self.mm.poison(Pfn::containing(ram.hpa(page)));
+            self.counted(marked, gpa);
         });
     }
 

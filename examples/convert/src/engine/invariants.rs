@@ -21,7 +21,7 @@ use crate::scenario::Region;
 impl Engine<'_, '_> {
     /// Everything that must hold, in the part of the guest that an operation could touch; contents and the module's
     /// whole state only when all is asked for.
-    pub fn check_invariants(&mut self, scope: Region, all: bool) {
+    pub(super) fn check_invariants(&mut self, scope: Region, all: bool) {
         self.outcome.report.totals.invariant_checks += 1;
         let mut broken = Vec::new();
         let ram: Vec<Region> = self.oracle.ram().filter_map(|ram| intersect(ram, scope)).collect();
@@ -101,7 +101,8 @@ impl Engine<'_, '_> {
                 broken.push(format!("I1: leaf {at} is larger than its folio of order {folio}"));
             }
         }
-        for ((set, what), clear) in [(Pages::Shared, "shared"), (Pages::Poisoned, "poisoned")].into_iter().zip(clear)
+        for ((set, what), clear) in
+            [(Pages::Shared, "shared"), (Pages::Poisoned, "poisoned")].into_iter().zip(clear)
         {
             let end = page + at.level().pages();
             if end <= *clear {
@@ -220,7 +221,7 @@ impl Engine<'_, '_> {
     }
 
     /// I3 and I7 for one operation: what was planned, used, reserved and given back.
-    pub fn hold_to_account(&mut self, report: &OpReport) {
+    pub(super) fn hold_to_account(&mut self, report: &OpReport) {
         if report.result == Outcome::Ok && report.used != report.planned {
             self.violation(format!("I3: planned {:?}, used {:?}", report.planned, report.used));
         }
@@ -239,7 +240,7 @@ impl Engine<'_, '_> {
     }
 
     /// What is in use, reservations aside.
-    pub fn usage(&self) -> Resources {
+    pub(super) fn usage(&self) -> Resources {
         let counters = self.host.mm.counters();
         let out = self.host.pool.outstanding();
         let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
@@ -255,7 +256,7 @@ impl Engine<'_, '_> {
     }
 
     /// vmemmap pages that the optimization saves now.
-    pub fn saved_pages(&self) -> u64 {
+    pub(super) fn saved_pages(&self) -> u64 {
         let ram: Vec<Region> = self.oracle.ram().collect();
         let blocks = ram.iter().flat_map(|region| self.host.blocks(*region));
         if !self.scenario.backing.hvo || self.host.block_order() == Order::PAGE {
@@ -273,7 +274,7 @@ impl Engine<'_, '_> {
 
     /// I5: folios, attributes, pages and tables of the TD and memory in use, as one number. Leaves themselves are not
     /// read: one that came, went or changed its size changes the number of pages lent or of tables.
-    pub fn digest(&self, scope: Region) -> u64 {
+    pub(super) fn digest(&self, scope: Region) -> u64 {
         let mut hash = DefaultHasher::new();
         for ram in self.oracle.ram().filter_map(|ram| intersect(ram, scope)) {
             for block in self.host.blocks(ram) {
@@ -294,7 +295,7 @@ impl Engine<'_, '_> {
 }
 
 /// The part that two regions share.
-pub fn intersect(a: Region, b: Region) -> Option<Region> {
+pub(super) fn intersect(a: Region, b: Region) -> Option<Region> {
     let start = a.start.max(b.start);
     let end = (a.start + a.len).min(b.start + b.len);
     (start < end).then(|| Region { start, len: end - start })

@@ -138,7 +138,11 @@ impl<'m, 'o> Engine<'m, 'o> {
         let vcpus: Vec<Hpa> = control.vcpus.iter().map(|vcpu| vcpu.hpa()).collect();
         let (kicked, inside): (&Machine, _) = (machine, vcpus.clone());
         let kick = Kick::new(
-            move || vcpus.iter().for_each(|vcpu| drop(kicked.guest(*vcpu).exit())),
+            move || {
+                for vcpu in &vcpus {
+                    let _ = kicked.guest(*vcpu).exit();
+                }
+            },
             move || !inside.iter().any(|vcpu| kicked.guest(*vcpu).is_inside()),
         );
         let td = Td::new(Counted::new(lp), kick, (), description).with_observer(notices);
@@ -263,7 +267,8 @@ impl<'m, 'o> Engine<'m, 'o> {
         self.hold_to_account(&report);
         // A recorded memory error that could be isolated on the way is progress of its own.
         let same = self.recorded.len() >= recorded;
-        if same && matches!(report.result, Outcome::Again | Outcome::Refused) && self.digest(scope) != before {
+        if same && matches!(report.result, Outcome::Again | Outcome::Refused) && self.digest(scope) != before
+        {
             self.violation(format!("I5: `{}` ended {} and changed something", op.text, report.result));
         }
         self.check_invariants(scope, matches!(op.verb, Verb::Check));

@@ -14,7 +14,7 @@ type Done = Result<Outcome, Failure>;
 
 impl Engine<'_, '_> {
     /// Carries `op` out and says what it came to.
-    pub fn carry_out(&mut self, op: &Op) -> OpReport {
+    pub(super) fn carry_out(&mut self, op: &Op) -> OpReport {
         let mut report = OpReport::new(op, Outcome::Ok);
         let done = match op.verb.region() {
             _ if self.fatal => Err(Failure::refused(None, "the TD is fatal")),
@@ -93,7 +93,7 @@ impl Engine<'_, '_> {
     }
 
     /// Lets the vCPUs run, unless parts of the image are still to come.
-    pub fn running(&mut self) -> Result<(), Failure> {
+    pub(super) fn running(&mut self) -> Result<(), Failure> {
         if self.images_left > 0 {
             return Err(Failure::refused(None, "the TD is still being built"));
         }
@@ -316,7 +316,7 @@ impl Engine<'_, '_> {
     }
 
     /// Brings the standing reservation up to what one isolation can need at most, as far as the source has it.
-    pub fn fill_emergency(&mut self) {
+    pub(super) fn fill_emergency(&mut self) {
         let need = self.worst_isolation();
         for kind in FrameKind::ALL {
             for _ in self.emergency.count(kind)..need[kind] {

@@ -6,9 +6,10 @@ mod compare;
 mod generate;
 mod layout;
 mod model;
+mod rules;
 mod sept;
 
-use convert::options::{Merge, Module, OrderChoice, Options};
+use convert::options::{Merge, Module, Options, OrderChoice};
 use convert::scenario::Scenario;
 
 use compare::disagreements;

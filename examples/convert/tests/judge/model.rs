@@ -26,30 +26,28 @@ struct Page {
 }
 
 /// What one operation must report.
-pub struct Expected {
-    pub line: usize,
-    pub result: Outcome,
+pub(crate) struct Expected {
+    pub(crate) line: usize,
+    pub(crate) result: Outcome,
     /// The first obstacle of `again`.
-    pub at: Option<u64>,
+    pub(crate) at: Option<u64>,
     /// Poisoned parts of the range; `None` where nothing is said about them.
-    pub skipped: Option<Vec<(u64, u64)>>,
-    pub account: Account,
+    pub(crate) skipped: Option<Vec<(u64, u64)>>,
+    pub(crate) account: Account,
 }
 
 /// What a run must give.
-pub struct Verdict {
-    pub ops: Vec<Expected>,
-    pub layout: Vec<LayoutRun>,
-    pub leaves: Vec<LeafRun>,
-    /// For each page in order: whether a leaf must map it, or none may.
-    pub mapped: Vec<bool>,
-    pub pages_verified: u64,
-    pub pages_poisoned: u64,
-    pub balance: Resources,
+pub(crate) struct Verdict {
+    pub(crate) ops: Vec<Expected>,
+    pub(crate) layout: Vec<LayoutRun>,
+    pub(crate) leaves: Vec<LeafRun>,
+    pub(crate) pages_verified: u64,
+    pub(crate) pages_poisoned: u64,
+    pub(crate) balance: Resources,
 }
 
 #[derive(Clone)]
-pub struct Model<'s> {
+pub(crate) struct Model<'s> {
     scenario: &'s Scenario,
     orders: Vec<u32>,
     ram: Vec<(Region, Rc<Vec<Page>>)>,
@@ -69,7 +67,7 @@ type Done = Result<Outcome, No>;
 
 impl<'s> Model<'s> {
     /// Runs `scenario` to its end.
-    pub fn run(scenario: &'s Scenario, options: &Options) -> Verdict {
+    pub(crate) fn run(scenario: &'s Scenario, options: &Options) -> Verdict {
         assert_eq!(options.merge, Merge::Eager, "the model defers nothing");
         let order = scenario.backing.order();
         let pamt = if options.module == Module::V2_0_08 && order >= 9 { 2 } else { 0 };
@@ -89,7 +87,9 @@ impl<'s> Model<'s> {
         let mut before = None;
         for op in &scenario.ops {
             match op.verb {
-                Verb::Memory(pages) => model.limit = pages.map(|pages| i64::try_from(pages).unwrap_or(i64::MAX)),
+                Verb::Memory(pages) => {
+                    model.limit = pages.map(|pages| i64::try_from(pages).unwrap_or(i64::MAX))
+                }
                 Verb::Ram { start, len } => {
                     let now = model.usage();
                     model.add_ram(Region { start, len });
@@ -110,12 +110,10 @@ impl<'s> Model<'s> {
         model.verify();
         let balance = before.map(|before| model.usage() - before).unwrap_or_default();
         let regions: Vec<Region> = model.ram.iter().map(|(region, _)| *region).collect();
-        let pages = model.ram.iter().flat_map(|(_, pages)| pages.iter());
         Verdict {
             ops,
             layout: model.folios(),
             leaves: model.sept.leaves(&regions),
-            mapped: pages.map(|page| page.state == State::Private && !page.bad).collect(),
             pages_verified: model.verified,
             pages_poisoned: model.poisoned,
             balance,
@@ -280,7 +278,8 @@ impl<'s> Model<'s> {
             Verb::Touch { .. } => {
                 refused_if(any(State::Shared))?;
                 if any(State::Unaccepted) {
-                    let how = Populate { range, large: true, around: true, split: false, leaf: Leaf::Pending };
+                    let how =
+                        Populate { range, large: true, around: true, split: false, leaf: Leaf::Pending };
                     *account = self.populate(how);
                 }
             }
@@ -384,9 +383,11 @@ impl<'s> Model<'s> {
 
     fn populate(&mut self, how: Populate) -> Account {
         let (order_at, old) = (self.order_at(), self.clone());
-        let wanted = |gpa| old.find(gpa).is_some() && {
-            let page = old.page(gpa);
-            !page.bad && page.state == State::Unaccepted
+        let wanted = |gpa| {
+            old.find(gpa).is_some() && {
+                let page = old.page(gpa);
+                !page.bad && page.state == State::Unaccepted
+            }
         };
         self.sept.populate(how, &order_at, &wanted)
     }
@@ -431,7 +432,7 @@ impl<'s> Model<'s> {
             match runs.last_mut() {
                 Some(run)
                     if (run.order, run.state) == (order, state)
-                        && run.start + (run.count * PAGE << order) == start =>
+                        && run.start + ((run.count * PAGE) << order) == start =>
                 {
                     run.count += 1;
                 }
