@@ -4,81 +4,23 @@
 //! only borrow. One thread; every borrow of the record ends with the call that makes it.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use folio_split::{Order, OrderSet, PageSet, Pfn, PfnBlock};
 use gpa_conversion::{Block, Pages, Platform, Scope, Visibility};
 use seamcall::Td;
-use sept_core::test_util::{Arena, FramePool, Kick, RamLedger, VecStore};
-use sept_core::{Frame, Gpa, GpaEntry, GpaRange, Hpa, Level, SecurePageTable, Tainted, TdxMirror};
+use sept_core::test_util::{Arena, FramePool, Kick, VecStore};
+use sept_core::{Frame, Gpa, GpaEntry, GpaRange, Hpa, SecurePageTable, Tainted, TdxMirror};
 use tdx_model::Machine;
 use vmemmap_prealloc::model::HostModel;
 
 use super::notices::Notices;
-use super::sets::Bits;
+use super::ram::Ram;
 use super::td::Counted;
 use crate::scenario::{PAGE, Region};
 
 /// The secure page table of the TD.
 pub(super) type Table<'m> = SecurePageTable<TdxMirror, Arena, Td<Counted<'m>, Kick<'m>, (), &'m Notices>>;
-
-/// RAM of the guest, in blocks of one size, and the host's record of it. Offsets are pages from its start.
-#[derive(Debug)]
-pub(super) struct Ram {
-    /// Where the guest sees it.
-    pub region: Region,
-    /// Where it lies.
-    pub base: Hpa,
-    ledger: RamLedger,
-    shared: Bits,
-    small: Bits,
-    poisoned: Bits,
-    /// Pages that some host mapping reaches.
-    mapped: Bits,
-    /// References that the host holds on shared pages.
-    pins: BTreeMap<u64, u32>,
-}
-
-impl Ram {
-    fn set(&self, set: Pages) -> &Bits {
-        match set {
-            Pages::Small => &self.small,
-            Pages::Shared => &self.shared,
-            Pages::Poisoned => &self.poisoned,
-        }
-    }
-
-    /// The part of `range` in this RAM.
-    fn window(&self, range: GpaRange) -> Range<u64> {
-        let end = range.end().min(self.region.start + self.region.len);
-        let start = range.start().raw().max(self.region.start);
-        (start - self.region.start) / PAGE
-            ..end.saturating_sub(self.region.start).max(start - self.region.start) / PAGE
-    }
-
-    fn gpa(&self, page: u64) -> Gpa {
-        Gpa::truncate(self.region.start + page * PAGE)
-    }
-
-    fn hpa(&self, page: u64) -> Hpa {
-        Hpa::truncate(self.base.raw() + page * PAGE)
-    }
-
-    /// Pages of `window` that are not in `set`, as runs.
-    fn gaps(set: &Bits, window: Range<u64>) -> Vec<Range<u64>> {
-        let mut gaps = Vec::new();
-        let mut at = window.start;
-        while at < window.end {
-            let run = set.next_run(at).filter(|run| run.start < window.end).unwrap_or(window.end..window.end);
-            if at < run.start {
-                gaps.push(at..run.start);
-            }
-            at = run.end;
-        }
-        gaps
-    }
-}
 
 /// The host.
 #[derive(Debug)]
@@ -130,19 +72,7 @@ impl<'m> Host<'m> {
 
     /// Adds RAM at `base`: private, unmapped. Its pages are small where a block's order is no folio order.
     pub(super) fn add_ram(&self, region: Region, base: Hpa) {
-        let ledger =
-            RamLedger::new(base.align_down(Level::L2M), (base.raw() % Level::L2M.size() + region.len) / PAGE);
-        let ram = Ram {
-            region,
-            base,
-            ledger,
-            shared: Bits::default(),
-            small: Bits::default(),
-            poisoned: Bits::default(),
-            mapped: Bits::default(),
-            pins: BTreeMap::new(),
-        };
-        self.ram.borrow_mut().push(ram);
+        self.ram.borrow_mut().push(Ram::new(region, base));
     }
 
     /// The blocks of `region`.

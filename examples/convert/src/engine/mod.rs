@@ -4,6 +4,7 @@
 //! the library crates.
 
 mod convert;
+mod errors;
 mod guest;
 mod host;
 mod invariants;
@@ -11,6 +12,7 @@ mod machine;
 mod notices;
 mod ops;
 mod oracle;
+mod ram;
 mod sets;
 mod summary;
 mod td;

@@ -4,14 +4,10 @@ use std::path::Path;
 
 use super::number;
 use super::operands::{Operands, Reason, aligned, choose, quote};
-use super::{
-    AcceptLevel, Backing, Expect, Op, PAGE, Region, Regions, Scenario, ScenarioError, Size, Td, Verb,
-};
+use super::{AcceptLevel, Backing, Expect, Op, PAGE, Region, Regions, Scenario, ScenarioError, Td, Verb};
 use crate::report::Outcome;
 
 const SIZE_2M: u64 = 2 << 20;
-/// The most RAM that the modelled machine has room for.
-const MOST_RAM: u64 = 4 << 40;
 const YES_NO: [(&str, bool); 2] = [("yes", true), ("no", false)];
 const ON_OFF: [(&str, bool); 2] = [("on", true), ("off", false)];
 const LEVELS: [(&str, AcceptLevel); 2] = [("4K", AcceptLevel::Page4K), ("2M", AcceptLevel::Block2M)];
@@ -164,9 +160,6 @@ impl Parser {
         let unit = self.backing.unwrap_or_default().size;
         let region = operands.region(unit, self.td.shared_bit())?;
         self.ram.insert(region).map_err(|gpa| format!("{gpa:#x} is RAM already"))?;
-        if self.ram.iter().map(|region| region.len).sum::<u64>() > MOST_RAM {
-            return Err(format!("more than {} of RAM is more than can be modelled", Size(MOST_RAM)));
-        }
         self.has_ram = true;
         Ok(Verb::Ram { start: region.start, len: region.len })
     }

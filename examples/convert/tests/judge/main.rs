@@ -91,7 +91,7 @@ fn judge_random(from: u64, count: u64) {
 
 #[test]
 fn random_scenarios() {
-    judge_random(0, 120);
+    judge_random(0, 80);
 }
 
 /// For hunting: `SEEDS=from,count` judges more of them, and shows every failure.
