@@ -10,7 +10,7 @@ use clap::Parser;
 use crate::engine;
 use crate::options::{Merge, Module, Options, OrderChoice};
 use crate::report::Report;
-use crate::scenario::{Scenario, ScenarioError};
+use crate::scenario::{Scenario, ScenarioError, Size, Verb};
 use crate::view::View;
 
 /// Runs a conversion scenario of a confidential VM on a software TDX module and checks every page.
@@ -86,6 +86,7 @@ impl Args {
     /// The scenario is bad, or an output cannot be written.
     pub fn run(&self) -> Result<bool, CliError> {
         let scenario = self.scenario.as_deref().map_or_else(Scenario::default_boot, Scenario::read)?;
+        Self::fits(&scenario)?;
         let options = Options { orders: self.orders, merge: self.merge, module: self.module };
         // Before the run, so that a bad path is not found after it.
         let json = self.json.as_deref().map(JsonFile::open).transpose()?;
@@ -107,7 +108,25 @@ impl Args {
         forgive_closed_pipe("output", shown)?;
         Ok(outcome.held())
     }
+
+    /// A scenario may be well formed and too large for the modelled machine.
+    fn fits(scenario: &Scenario) -> Result<(), ScenarioError> {
+        let mut sum = 0;
+        for op in &scenario.ops {
+            if let Verb::Ram { len, .. } = op.verb {
+                sum += len;
+            }
+            if sum > MOST_RAM {
+                let reason = format!("more than {} of RAM is more than can be modelled", Size(MOST_RAM));
+                return Err(ScenarioError::Malformed { file: scenario.file.clone(), line: op.line, reason });
+            }
+        }
+        Ok(())
+    }
 }
+
+/// The most RAM that the modelled machine has room for.
+const MOST_RAM: u64 = 4 << 40;
 
 /// Where the report goes.
 struct JsonFile {

@@ -41,6 +41,8 @@ fn bad_options_are_refused_by_name() {
 #[test]
 fn bad_scenarios_are_refused_before_anything_runs() {
     assert_eq!(refused(&["-"], b"ram 0 1G\nshare 0 0\n"), "error: stdin:2: LEN is zero\n");
+    assert!(refused(&["-"], b"ram 0 1G\nram 1T 127T\n").contains("stdin:2: "));
+    assert!(refused(&["-"], b"ram 0 127T\n").contains("more than 4T of RAM"));
     assert!(refused(&["/no/such/file"], b"").starts_with("error: /no/such/file: "));
     assert!(refused(&["/"], b"").starts_with("error: /: "));
 }

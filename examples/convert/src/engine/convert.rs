@@ -19,7 +19,7 @@ const PATIENCE: u32 = 4;
 
 /// Why an operation did not end well.
 #[derive(Clone, Debug)]
-pub struct Failure {
+pub(super) struct Failure {
     /// How it ended.
     pub result: report::Outcome,
     /// First address concerned.
@@ -30,22 +30,22 @@ pub struct Failure {
 
 impl Failure {
     /// Not now.
-    pub fn again(at: u64, reason: impl ToString) -> Self {
+    pub(super) fn again(at: u64, reason: impl ToString) -> Self {
         Self { result: report::Outcome::Again, at: Some(at), reason: reason.to_string() }
     }
 
     /// Not in this state.
-    pub fn refused(at: Option<u64>, reason: impl ToString) -> Self {
+    pub(super) fn refused(at: Option<u64>, reason: impl ToString) -> Self {
         Self { result: report::Outcome::Refused, at, reason: reason.to_string() }
     }
 
     /// Never.
-    pub fn error(at: u64, reason: impl ToString) -> Self {
+    pub(super) fn error(at: u64, reason: impl ToString) -> Self {
         Self { result: report::Outcome::Error, at: Some(at), reason: reason.to_string() }
     }
 
     /// By the class of an error.
-    pub fn of(error: &(impl Classify + ?Sized), at: u64) -> Self {
+    pub(super) fn of(error: &(impl Classify + ?Sized), at: u64) -> Self {
         match error.class() {
             Class::Retry | Class::Quiesce => Self::again(at, error),
             _ => Self::error(at, error),
@@ -54,7 +54,7 @@ impl Failure {
 }
 
 /// What reports call the resources of the library.
-pub fn resources(needs: &Needs) -> Resources {
+pub(super) fn resources(needs: &Needs) -> Resources {
     let count = |kind| i64::from(needs.frames[kind]);
     Resources {
         vmemmap_pages: count(FrameKind::Vmemmap),
@@ -78,13 +78,13 @@ fn note(report: &mut OpReport, event: Event) {
 
 impl<'m> Engine<'m, '_> {
     /// Plans `request`, reserves what it needs, and commits.
-    pub fn convert(&mut self, request: Request, report: &mut OpReport) -> Result<(), Failure> {
+    pub(super) fn convert(&mut self, request: Request, report: &mut OpReport) -> Result<(), Failure> {
         let store = VecStore::default();
         self.convert_with(request, store, report).map(|rest| debug_assert!(is_empty(&rest)))
     }
 
     /// The same with frames that are there already. What is left of them comes back.
-    pub fn convert_with(
+    pub(super) fn convert_with(
         &mut self,
         request: Request,
         store: VecStore,
@@ -171,7 +171,7 @@ impl<'m> Engine<'m, '_> {
     }
 
     /// One promotion pass over the blocks that `range` touches.
-    pub fn promote(&mut self, range: GpaRange, report: &mut OpReport) -> Result<(), Failure> {
+    pub(super) fn promote(&mut self, range: GpaRange, report: &mut OpReport) -> Result<(), Failure> {
         let mut pass = Promotion::new(&self.host, range);
         let (mut refusals, at) = (0, range.start().raw());
         let result = loop {

@@ -26,7 +26,7 @@ impl Engine<'_, '_> {
     }
 
     /// The guest accepts every page of `region` that it has not accepted, at 2 MiB where that fits and is allowed.
-    pub fn guest_accept(
+    pub(super) fn guest_accept(
         &mut self,
         region: Region,
         largest: Level,
@@ -88,7 +88,7 @@ impl Engine<'_, '_> {
 
     /// Asks about leaves that the guest may have accepted already, where an ACCEPT at `largest` in `range` would
     /// split one: what is accepted is not split for it.
-    pub fn learn(&self, range: GpaRange, largest: Level) -> Result<(), Failure> {
+    pub(super) fn learn(&self, range: GpaRange, largest: Level) -> Result<(), Failure> {
         let ends = [range.start().raw(), range.end() - PAGE];
         let inside = (range.start().raw()..range.end()).step_by(2 << 20).filter(|_| largest < Level::L2M);
         for gpa in inside.chain(ends) {
@@ -103,7 +103,7 @@ impl Engine<'_, '_> {
     }
 
     /// The guest touches memory that it has not accepted: an exit if nothing is mapped.
-    pub fn guest_touch(&mut self, gpa: u64) -> Result<(), Failure> {
+    pub(super) fn guest_touch(&mut self, gpa: u64) -> Result<(), Failure> {
         match self.guest()?.read(Gpa::truncate(gpa)) {
             Err(GuestFault::Exit(_) | GuestFault::Pending) => Ok(()),
             other => Err(Failure::error(gpa, format!("touching unaccepted memory gave {other:?}"))),
@@ -111,13 +111,13 @@ impl Engine<'_, '_> {
     }
 
     /// The guest writes its own page.
-    pub fn guest_write(&mut self, gpa: u64, value: u64) -> Result<(), Failure> {
+    pub(super) fn guest_write(&mut self, gpa: u64, value: u64) -> Result<(), Failure> {
         let written = self.guest()?.write(Gpa::truncate(gpa), value);
         written.map_err(|fault| Failure::error(gpa, format!("writing private memory: {fault:?}")))
     }
 
     /// Either side writes a shared page, through the host's mapping of it.
-    pub fn write_shared(&mut self, gpa: u64, value: u64) {
+    pub(super) fn write_shared(&mut self, gpa: u64, value: u64) {
         if let Some(hpa) = self.host.hpa(gpa) {
             self.host.machine.host_write(hpa, value);
         }
@@ -126,7 +126,7 @@ impl Engine<'_, '_> {
     /// Compares every page of `region` with what it must hold, from both sides.
     ///
     /// Pages with an error that is recorded and not isolated yet are left alone: to read one is the end of the TD.
-    pub fn verify(&mut self, region: Region) {
+    pub(super) fn verify(&mut self, region: Region) {
         let end = region.start + region.len;
         let mut errors: Vec<u64> = self.recorded.clone();
         errors.retain(|gpa| (region.start..end).contains(gpa));

@@ -3,86 +3,28 @@
 //! [`Host`] is what a hypervisor would be: it implements [`Platform`] and owns everything that the library crates
 //! only borrow. One thread; every borrow of the record ends with the call that makes it.
 
-use std::cell::{Ref, RefCell};
-use std::collections::BTreeMap;
+use std::cell::RefCell;
 use std::ops::Range;
 
 use folio_split::{Order, OrderSet, PageSet, Pfn, PfnBlock};
 use gpa_conversion::{Block, Pages, Platform, Scope, Visibility};
 use seamcall::Td;
-use sept_core::test_util::{Arena, FramePool, Kick, RamLedger, VecStore};
-use sept_core::{Frame, Gpa, GpaEntry, GpaRange, Hpa, Level, SecurePageTable, Tainted, TdxMirror};
+use sept_core::test_util::{Arena, FramePool, Kick, VecStore};
+use sept_core::{Frame, Gpa, GpaEntry, GpaRange, Hpa, SecurePageTable, Tainted, TdxMirror};
 use tdx_model::Machine;
 use vmemmap_prealloc::model::HostModel;
 
 use super::notices::Notices;
-use super::sets::Bits;
+use super::ram::Ram;
 use super::td::Counted;
 use crate::scenario::{PAGE, Region};
 
 /// The secure page table of the TD.
-pub type Table<'m> = SecurePageTable<TdxMirror, Arena, Td<Counted<'m>, Kick<'m>, (), &'m Notices>>;
-
-/// RAM of the guest, in blocks of one size, and the host's record of it. Offsets are pages from its start.
-#[derive(Debug)]
-pub struct Ram {
-    /// Where the guest sees it.
-    pub region: Region,
-    /// Where it lies.
-    pub base: Hpa,
-    ledger: RamLedger,
-    shared: Bits,
-    small: Bits,
-    poisoned: Bits,
-    /// Pages that some host mapping reaches.
-    mapped: Bits,
-    /// References that the host holds on shared pages.
-    pins: BTreeMap<u64, u32>,
-}
-
-impl Ram {
-    fn set(&self, set: Pages) -> &Bits {
-        match set {
-            Pages::Small => &self.small,
-            Pages::Shared => &self.shared,
-            Pages::Poisoned => &self.poisoned,
-        }
-    }
-
-    /// The part of `range` in this RAM.
-    fn window(&self, range: GpaRange) -> Range<u64> {
-        let end = range.end().min(self.region.start + self.region.len);
-        let start = range.start().raw().max(self.region.start);
-        (start - self.region.start) / PAGE
-            ..end.saturating_sub(self.region.start).max(start - self.region.start) / PAGE
-    }
-
-    fn gpa(&self, page: u64) -> Gpa {
-        Gpa::truncate(self.region.start + page * PAGE)
-    }
-
-    fn hpa(&self, page: u64) -> Hpa {
-        Hpa::truncate(self.base.raw() + page * PAGE)
-    }
-
-    /// Pages of `window` that are not in `set`, as runs.
-    fn gaps(set: &Bits, window: Range<u64>) -> Vec<Range<u64>> {
-        let mut gaps = Vec::new();
-        let mut at = window.start;
-        while at < window.end {
-            let run = set.next_run(at).filter(|run| run.start < window.end).unwrap_or(window.end..window.end);
-            if at < run.start {
-                gaps.push(at..run.start);
-            }
-            at = run.end;
-        }
-        gaps
-    }
-}
+pub(super) type Table<'m> = SecurePageTable<TdxMirror, Arena, Td<Counted<'m>, Kick<'m>, (), &'m Notices>>;
 
 /// The host.
 #[derive(Debug)]
-pub struct Host<'m> {
+pub(super) struct Host<'m> {
     /// The machine.
     pub machine: &'m Machine,
     /// The secure page table of the TD.
@@ -102,7 +44,7 @@ pub struct Host<'m> {
 
 impl<'m> Host<'m> {
     /// A host without RAM.
-    pub fn new(
+    pub(super) fn new(
         machine: &'m Machine,
         table: Table<'m>,
         (mm, pool): (HostModel, FramePool),
@@ -124,29 +66,17 @@ impl<'m> Host<'m> {
     }
 
     /// Order of the provider's blocks.
-    pub fn block_order(&self) -> Order {
+    pub(super) fn block_order(&self) -> Order {
         self.block_order
     }
 
     /// Adds RAM at `base`: private, unmapped. Its pages are small where a block's order is no folio order.
-    pub fn add_ram(&self, region: Region, base: Hpa) {
-        let ledger =
-            RamLedger::new(base.align_down(Level::L2M), (base.raw() % Level::L2M.size() + region.len) / PAGE);
-        let ram = Ram {
-            region,
-            base,
-            ledger,
-            shared: Bits::default(),
-            small: Bits::default(),
-            poisoned: Bits::default(),
-            mapped: Bits::default(),
-            pins: BTreeMap::new(),
-        };
-        self.ram.borrow_mut().push(ram);
+    pub(super) fn add_ram(&self, region: Region, base: Hpa) {
+        self.ram.borrow_mut().push(Ram::new(region, base));
     }
 
     /// The blocks of `region`.
-    pub fn blocks(&self, region: Region) -> impl Iterator<Item = Block> {
+    pub(super) fn blocks(&self, region: Region) -> impl Iterator<Item = Block> {
         let starts = (region.start..region.start + region.len).step_by(self.block_bytes());
         starts.filter_map(|gpa| self.block_of(Gpa::truncate(gpa)))
     }
@@ -174,29 +104,25 @@ impl<'m> Host<'m> {
         }
     }
 
-    /// The record of all RAM.
-    pub fn ram(&self) -> Ref<'_, Vec<Ram>> {
-        self.ram.borrow()
-    }
-
     /// Host address of the page that the guest sees at `gpa`.
-    pub fn hpa(&self, gpa: u64) -> Option<Hpa> {
+    pub(super) fn hpa(&self, gpa: u64) -> Option<Hpa> {
         self.with_ram(gpa, |ram| Hpa::truncate(ram.base.raw() + (gpa - ram.region.start)))
     }
 
     /// The host maps shared pages and holds a reference on each.
-    pub fn pin(&self, range: GpaRange) {
+    pub(super) fn pin(&self, range: GpaRange) {
         self.map(range);
         self.each_ram(range, |ram, window| {
             for page in Ram::gaps(&ram.poisoned, window).into_iter().flatten() {
                 *ram.pins.entry(page).or_default() += 1;
-                self.mm.pin(Pfn::containing(ram.hpa(page)));
+                let taken = self.mm.pin(Pfn::containing(ram.hpa(page)));
+                self.counted(taken, ram.gpa(page));
             }
         });
     }
 
     /// Drops one reference on each page.
-    pub fn unpin(&self, range: GpaRange) {
+    pub(super) fn unpin(&self, range: GpaRange) {
         self.each_ram(range, |ram, window| {
             for page in window {
                 let Some(count) = ram.pins.get_mut(&page) else { continue };
@@ -204,13 +130,21 @@ impl<'m> Host<'m> {
                 if *count == 0 {
                     ram.pins.remove(&page);
                 }
-                self.mm.unpin(Pfn::containing(ram.hpa(page)));
+                let dropped = self.mm.unpin(Pfn::containing(ram.hpa(page)));
+                self.counted(dropped, ram.gpa(page));
             }
         });
     }
 
+    /// Reports a `struct page` that did not take a change. Memory in 4 KiB blocks has none in the model.
+    fn counted(&self, done: bool, gpa: Gpa) {
+        if !done && self.block_order > Order::PAGE {
+            self.notices.not_counted(gpa);
+        }
+    }
+
     /// First page of `range` that the host holds no reference on, poisoned ones aside.
-    pub fn next_unpinned(&self, range: GpaRange) -> Option<Gpa> {
+    pub(super) fn next_unpinned(&self, range: GpaRange) -> Option<Gpa> {
         let mut first = None;
         self.each_ram(range, |ram, window| {
             let mut pages = Ram::gaps(&ram.poisoned, window).into_iter().flatten();
@@ -221,12 +155,12 @@ impl<'m> Host<'m> {
     }
 
     /// The host maps shared pages of `range` for itself.
-    pub fn map(&self, range: GpaRange) {
+    pub(super) fn map(&self, range: GpaRange) {
         self.each_ram(range, |ram, window| ram.mapped.set(window, true));
     }
 
     /// The first page that the host maps although it is private (I6).
-    pub fn mapped_private(&self) -> Option<Gpa> {
+    pub(super) fn mapped_private(&self) -> Option<Gpa> {
         self.ram.borrow().iter().find_map(|ram| {
             let stray = folio_split::Minus(&ram.mapped, &ram.shared).next_run(0)?;
             Some(ram.gpa(stray.start))
@@ -234,17 +168,17 @@ impl<'m> Host<'m> {
     }
 
     /// Pages of guest RAM that are lent to the TD.
-    pub fn lent_pages(&self) -> u64 {
+    pub(super) fn lent_pages(&self) -> u64 {
         self.ram.borrow().iter().map(|ram| ram.ledger.lent_pages()).sum()
     }
 
     /// Whether nothing is claimed or marked as converting.
-    pub fn is_idle(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         self.claims.borrow().is_empty() && self.converting.borrow().is_empty()
     }
 
     /// The page set of one block, read by folio-split.
-    pub fn set_of<'a>(&'a self, block: &'a Block, set: Pages) -> impl PageSet + 'a {
+    pub(super) fn set_of<'a>(&'a self, block: &'a Block, set: Pages) -> impl PageSet + 'a {
         struct Set<'a, 'm>(&'a Host<'m>, &'a Block, Pages);
         impl PageSet for Set<'_, '_> {
             fn next_run(&self, from: u64) -> Option<Range<u64>> {
@@ -372,13 +306,14 @@ impl<'m> Platform for Host<'m> {
 
     fn poison(&self, gpa: Gpa, page: Option<Frame<Tainted>>) {
         // The frame is never used again: its ledger keeps it as lent.
-        drop(page);
+        let _lent = page;
         self.with_ram_mut(gpa.raw(), |ram| {
             let page = (gpa.raw() - ram.region.start) / PAGE;
             ram.poisoned.set(page..page + 1, true);
             ram.small.set(page..page + 1, true);
             ram.mapped.set(page..page + 1, false);
-            self.mm.poison(Pfn::containing(ram.hpa(page)));
+            let marked = self.mm.poison(Pfn::containing(ram.hpa(page)));
+            self.counted(marked, gpa);
         });
     }
 

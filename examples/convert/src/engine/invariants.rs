@@ -21,7 +21,7 @@ use crate::scenario::Region;
 impl Engine<'_, '_> {
     /// Everything that must hold, in the part of the guest that an operation could touch; contents and the module's
     /// whole state only when all is asked for.
-    pub fn check_invariants(&mut self, scope: Region, all: bool) {
+    pub(super) fn check_invariants(&mut self, scope: Region, all: bool) {
         self.outcome.report.totals.invariant_checks += 1;
         let mut broken = Vec::new();
         let ram: Vec<Region> = self.oracle.ram().filter_map(|ram| intersect(ram, scope)).collect();
@@ -50,6 +50,7 @@ impl Engine<'_, '_> {
         };
         let tdr = self.control.tdr.hpa();
         let mut block: Option<Block> = None;
+        let mut clear = [0; 2];
         for found in self.host.table.entries(range) {
             let at = found.at;
             let state = match found.entry {
@@ -77,26 +78,38 @@ impl Engine<'_, '_> {
             if state.is_none() {
                 continue;
             }
-            block =
-                block.filter(|block| at.gpa().raw() < block.end()).or_else(|| self.host.block_of(at.gpa()));
+            if block.is_none_or(|block| at.gpa().raw() >= block.end()) {
+                block = self.host.block_of(at.gpa());
+                clear = [0; 2];
+            }
             let Some(block) = &block else {
                 broken.push(format!("{at} maps no memory"));
                 continue;
             };
-            self.leaf_fits(at, block, broken);
+            self.leaf_fits(at, block, &mut clear, broken);
         }
     }
 
-    fn leaf_fits(&self, at: GpaEntry, block: &Block, broken: &mut Vec<String>) {
+    /// `clear`: up to which page of the block nothing is shared, and nothing is poisoned, as far as was seen.
+    fn leaf_fits(&self, at: GpaEntry, block: &Block, clear: &mut [u64; 2], broken: &mut Vec<String>) {
         let page = block.page(at.gpa());
-        let pfn = Pfn::containing(block.hpa(at.gpa()));
-        let folio = self.host.mm.index_entry(pfn).map_or(0, |folio| folio.order().raw());
-        if at.level().order() > folio {
-            broken.push(format!("I1: leaf {at} is larger than its folio of order {folio}"));
+        // No folio is smaller than the smallest leaf.
+        if at.level() > Level::L4K {
+            let pfn = Pfn::containing(block.hpa(at.gpa()));
+            let folio = self.host.mm.index_entry(pfn).map_or(0, |folio| folio.order().raw());
+            if at.level().order() > folio {
+                broken.push(format!("I1: leaf {at} is larger than its folio of order {folio}"));
+            }
         }
-        for (set, what) in [(Pages::Shared, "shared"), (Pages::Poisoned, "poisoned")] {
-            let run = self.host.next_run(block, set, page);
-            if run.is_some_and(|run| run.start < page + at.level().pages()) {
+        for ((set, what), clear) in
+            [(Pages::Shared, "shared"), (Pages::Poisoned, "poisoned")].into_iter().zip(clear)
+        {
+            let end = page + at.level().pages();
+            if end <= *clear {
+                continue;
+            }
+            *clear = self.host.next_run(block, set, page).map_or(u64::MAX, |run| run.start);
+            if *clear < end {
                 broken.push(format!("I6: leaf {at} maps a {what} page"));
             }
         }
@@ -208,7 +221,7 @@ impl Engine<'_, '_> {
     }
 
     /// I3 and I7 for one operation: what was planned, used, reserved and given back.
-    pub fn hold_to_account(&mut self, report: &OpReport) {
+    pub(super) fn hold_to_account(&mut self, report: &OpReport) {
         if report.result == Outcome::Ok && report.used != report.planned {
             self.violation(format!("I3: planned {:?}, used {:?}", report.planned, report.used));
         }
@@ -227,7 +240,7 @@ impl Engine<'_, '_> {
     }
 
     /// What is in use, reservations aside.
-    pub fn usage(&self) -> Resources {
+    pub(super) fn usage(&self) -> Resources {
         let counters = self.host.mm.counters();
         let out = self.host.pool.outstanding();
         let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
@@ -243,7 +256,7 @@ impl Engine<'_, '_> {
     }
 
     /// vmemmap pages that the optimization saves now.
-    pub fn saved_pages(&self) -> u64 {
+    pub(super) fn saved_pages(&self) -> u64 {
         let ram: Vec<Region> = self.oracle.ram().collect();
         let blocks = ram.iter().flat_map(|region| self.host.blocks(*region));
         if !self.scenario.backing.hvo || self.host.block_order() == Order::PAGE {
@@ -259,18 +272,11 @@ impl Engine<'_, '_> {
             .sum()
     }
 
-    /// I5: leaves, folios, attributes and memory in use, as one number.
-    pub fn digest(&self, scope: Region) -> u64 {
+    /// I5: folios, attributes, pages and tables of the TD and memory in use, as one number. Leaves themselves are not
+    /// read: one that came, went or changed its size changes the number of pages lent or of tables.
+    pub(super) fn digest(&self, scope: Region) -> u64 {
         let mut hash = DefaultHasher::new();
         for ram in self.oracle.ram().filter_map(|ram| intersect(ram, scope)) {
-            let Some(range) = Gpa::new(ram.start).and_then(|gpa| GpaRange::new(gpa, ram.len)) else {
-                continue;
-            };
-            if !self.fatal {
-                for found in self.host.table.entries(range) {
-                    (found.at, matches!(found.entry, Entry::Leaf { .. })).hash(&mut hash);
-                }
-            }
             for block in self.host.blocks(ram) {
                 for set in [Pages::Small, Pages::Shared, Pages::Poisoned] {
                     let set = self.host.set_of(&block, set);
@@ -282,13 +288,14 @@ impl Engine<'_, '_> {
                 }
             }
         }
+        self.host.lent_pages().hash(&mut hash);
         format!("{:?}", self.usage()).hash(&mut hash);
         hash.finish()
     }
 }
 
 /// The part that two regions share.
-pub fn intersect(a: Region, b: Region) -> Option<Region> {
+pub(super) fn intersect(a: Region, b: Region) -> Option<Region> {
     let start = a.start.max(b.start);
     let end = (a.start + a.len).min(b.start + b.len);
     (start < end).then(|| Region { start, len: end - start })

@@ -18,32 +18,32 @@ use crate::scenario::{PAGE, Scenario};
 const GIB: u64 = 1 << 30;
 
 /// Where TD_PARAMS are put for MNG.INIT.
-pub const PARAMS: Hpa = Hpa::truncate(GIB);
+pub(super) const PARAMS: Hpa = Hpa::truncate(GIB);
 /// Where a page is put for PAGE.ADD.
-pub const SOURCE: Hpa = Hpa::truncate(GIB + 16 * PAGE);
+pub(super) const SOURCE: Hpa = Hpa::truncate(GIB + 16 * PAGE);
 /// Control pages of the TD.
-pub const CONTROL: Hpa = Hpa::truncate(4 * GIB);
+pub(super) const CONTROL: Hpa = Hpa::truncate(4 * GIB);
 /// Room for a TDR, a TDCS and 64 vCPUs.
-pub const CONTROL_PAGES: u64 = 512;
+pub(super) const CONTROL_PAGES: u64 = 512;
 /// PAMT pages for memory that the host keeps in 4 KiB pieces itself, right after the control pages.
 const PAMT_PAGES: Hpa = Hpa::truncate(4 * GIB + CONTROL_PAGES * PAGE);
 const PAMT_ROOM: u64 = GIB / PAGE - CONTROL_PAGES;
 /// The page pool.
-pub const POOL: Hpa = Hpa::truncate(5 * GIB);
+pub(super) const POOL: Hpa = Hpa::truncate(5 * GIB);
 
 /// Key ids: the TD's, the module's own, and where they sit in an address.
-pub const HKID: Hkid = Hkid::new(33);
+pub(super) const HKID: Hkid = Hkid::new(33);
 /// The module's own key id.
-pub const GLOBAL_HKID: Hkid = Hkid::new(32);
+pub(super) const GLOBAL_HKID: Hkid = Hkid::new(32);
 const MAX_PA: u8 = 52;
 const HKID_BITS: u8 = 6;
 
 /// Where key id bits sit.
-pub const KEY_ID_BITS: KeyIdBits = KeyIdBits::new(MAX_PA, HKID_BITS).expect("six of 52 address bits");
+pub(super) const KEY_ID_BITS: KeyIdBits = KeyIdBits::new(MAX_PA, HKID_BITS).expect("six of 52 address bits");
 
 /// What lies where for one scenario.
 #[derive(Clone, Debug)]
-pub struct Map {
+pub(super) struct Map {
     /// Frames in the page pool.
     pub pool_frames: u64,
     /// Base of each RAM region of the scenario, in the same order.
@@ -53,7 +53,7 @@ pub struct Map {
 
 impl Map {
     /// Lays out memory for `scenario`.
-    pub fn of(scenario: &Scenario) -> Self {
+    pub(super) fn of(scenario: &Scenario) -> Self {
         let ram_gib = scenario.ram.iter().map(|region| region.len.div_ceil(GIB) + 1).sum::<u64>();
         // The most a block can take: 4095 vmemmap pages, a mirror, an S-EPT and two PAMT pages for each 2 MiB.
         let pool_frames = (4 + 2 * ram_gib) * 4096;
@@ -69,7 +69,7 @@ impl Map {
     }
 
     /// A machine with that memory.
-    pub fn build(&self, module: Module) -> Machine {
+    pub(super) fn build(&self, module: Module) -> Machine {
         let version = match module {
             Module::V1_5_01 => ModuleVersion::V1_5_01,
             Module::V1_5_28 => ModuleVersion::V1_5_28,
@@ -94,7 +94,7 @@ impl Map {
 /// Gives PAMT page pairs to memory that the host uses in 4 KiB pieces, before it does: `bytes` from `start`.
 ///
 /// That is what a page source does on a platform with Dynamic PAMT: its pages come ready.
-pub fn back_with_pamt(
+pub(super) fn back_with_pamt(
     lp: Lp<'_>,
     ledger: &RamLedger,
     next: &mut u64,
@@ -120,6 +120,6 @@ pub fn back_with_pamt(
 }
 
 /// The memory that PAMT pages of the host's own pools come from.
-pub fn pamt_ledger() -> RamLedger {
+pub(super) fn pamt_ledger() -> RamLedger {
     RamLedger::new(PAMT_PAGES, PAMT_ROOM)
 }

@@ -4,6 +4,7 @@
 //! the library crates.
 
 mod convert;
+mod errors;
 mod guest;
 mod host;
 mod invariants;
@@ -11,6 +12,7 @@ mod machine;
 mod notices;
 mod ops;
 mod oracle;
+mod ram;
 mod sets;
 mod summary;
 mod td;
@@ -138,7 +140,11 @@ impl<'m, 'o> Engine<'m, 'o> {
         let vcpus: Vec<Hpa> = control.vcpus.iter().map(|vcpu| vcpu.hpa()).collect();
         let (kicked, inside): (&Machine, _) = (machine, vcpus.clone());
         let kick = Kick::new(
-            move || vcpus.iter().for_each(|vcpu| drop(kicked.guest(*vcpu).exit())),
+            move || {
+                for vcpu in &vcpus {
+                    let _ = kicked.guest(*vcpu).exit();
+                }
+            },
             move || !inside.iter().any(|vcpu| kicked.guest(*vcpu).is_inside()),
         );
         let td = Td::new(Counted::new(lp), kick, (), description).with_observer(notices);

@@ -3,22 +3,27 @@
 use std::cell::RefCell;
 
 use seamcall::{Notice, Observe};
-use sept_core::GpaEntry;
+use sept_core::{Gpa, GpaEntry};
 
 /// Collects what a TD has to say.
 #[derive(Debug, Default)]
-pub struct Notices {
+pub(super) struct Notices {
     lost: RefCell<Vec<String>>,
 }
 
 impl Notices {
     /// A page of guest memory came back that was not lent.
-    pub fn lost(&self, at: GpaEntry) {
+    pub(super) fn lost(&self, at: GpaEntry) {
         self.lost.borrow_mut().push(format!("the page at {at} came back and was not lent"));
     }
 
+    /// The `struct page` of the page at `gpa` refused a reference or a mark.
+    pub(super) fn not_counted(&self, gpa: Gpa) {
+        self.lost.borrow_mut().push(format!("the struct page of {gpa:#x} refused a change"));
+    }
+
     /// Everything that was lost since the last call.
-    pub fn take_lost(&self) -> Vec<String> {
+    pub(super) fn take_lost(&self) -> Vec<String> {
         self.lost.take()
     }
 }

@@ -1,7 +1,7 @@
 //! The verbs of a scenario.
 
 use gpa_conversion::{Operation, Platform as _, Request};
-use sept_core::{Fill, FrameKind, FrameSource, FrameStore as _, Gpa, GpaEntry, GpaRange, Level};
+use sept_core::{Fill, Gpa, GpaEntry, GpaRange, Level};
 
 use super::convert::Failure;
 use super::machine::SOURCE;
@@ -14,7 +14,7 @@ type Done = Result<Outcome, Failure>;
 
 impl Engine<'_, '_> {
     /// Carries `op` out and says what it came to.
-    pub fn carry_out(&mut self, op: &Op) -> OpReport {
+    pub(super) fn carry_out(&mut self, op: &Op) -> OpReport {
         let mut report = OpReport::new(op, Outcome::Ok);
         let done = match op.verb.region() {
             _ if self.fatal => Err(Failure::refused(None, "the TD is fatal")),
@@ -46,10 +46,13 @@ impl Engine<'_, '_> {
         let poisoned: Vec<Region> =
             self.oracle.runs(region).filter(|run| run.page.is_poisoned()).map(|run| run.region).collect();
         let lost: u64 = poisoned.iter().map(|run| run.len).sum();
-        report.skipped = poisoned
-            .into_iter()
-            .map(|run| Skipped { start: run.start, len: run.len, reason: "poisoned" })
-            .collect();
+        // Private and shared ones alike: adjacent runs are one.
+        for run in poisoned {
+            match report.skipped.last_mut() {
+                Some(last) if last.start + last.len == run.start => last.len += run.len,
+                _ => report.skipped.push(Skipped { start: run.start, len: run.len, reason: "poisoned" }),
+            }
+        }
         if lost == region.len {
             return Ok(Outcome::Noop);
         }
@@ -90,7 +93,7 @@ impl Engine<'_, '_> {
     }
 
     /// Lets the vCPUs run, unless parts of the image are still to come.
-    pub fn running(&mut self) -> Result<(), Failure> {
+    pub(super) fn running(&mut self) -> Result<(), Failure> {
         if self.images_left > 0 {
             return Err(Failure::refused(None, "the TD is still being built"));
         }
@@ -252,79 +255,6 @@ impl Engine<'_, '_> {
         Ok(Outcome::Ok)
     }
 
-    fn poison(&mut self, gpa: u64, consumed: bool, report: &mut OpReport) -> Done {
-        let page = self.oracle.page(gpa).unwrap_or(Page::Unaccepted);
-        if page.is_poisoned() {
-            return Ok(Outcome::Noop);
-        }
-        let Some(hpa) = self.host.hpa(gpa) else { return Err(Failure::error(gpa, "no memory")) };
-        if consumed {
-            self.host.machine.consume_memory_error(hpa);
-            self.fatal = true;
-            self.mark_poisoned(gpa);
-            return Ok(Outcome::Ok);
-        }
-        self.host.machine.announce_memory_error(hpa);
-        if let Err(failure) = self.isolate(gpa, report) {
-            if failure.result == Outcome::Again && !self.recorded.contains(&gpa) {
-                self.recorded.push(gpa);
-            }
-            return Err(failure);
-        }
-        self.recorded.retain(|other| *other != gpa);
-        Ok(Outcome::Ok)
-    }
-
-    /// Takes a page with a memory error out of the guest and out of its folio.
-    fn isolate(&mut self, gpa: u64, report: &mut OpReport) -> Result<(), Failure> {
-        let Some(range) = GpaRange::new(Gpa::truncate(gpa), PAGE) else {
-            return Err(Failure::error(gpa, "no such page"));
-        };
-        let store = std::mem::take(&mut self.emergency);
-        let rest = self.convert_with(Request::new(range, Operation::Isolate), store, report);
-        match rest {
-            Ok(rest) => self.emergency = rest,
-            Err(failure) => {
-                self.promote_if_eager(range, report)?;
-                return Err(failure);
-            }
-        }
-        self.fill_emergency();
-        self.mark_poisoned(gpa);
-        Ok(())
-    }
-
-    fn mark_poisoned(&mut self, gpa: u64) {
-        self.oracle.update(Region { start: gpa, len: PAGE }, |page| {
-            if page.is_shared() { Page::PoisonedShared } else { Page::Poisoned }
-        });
-        self.outcome.report.totals.pages_poisoned += 1;
-    }
-
-    /// Tries again to isolate recorded errors, all or those in `region`.
-    fn isolate_recorded(&mut self, region: Option<Region>, report: &mut OpReport) -> Result<(), Failure> {
-        let inside = |gpa: u64| region.is_none_or(|region| gpa.wrapping_sub(region.start) < region.len);
-        let waiting: Vec<u64> = self.recorded.iter().copied().filter(|gpa| inside(*gpa)).collect();
-        for gpa in waiting {
-            self.isolate(gpa, report)?;
-            self.recorded.retain(|other| *other != gpa);
-        }
-        Ok(())
-    }
-
-    /// Brings the standing reservation up to what one isolation can need at most, as far as the source has it.
-    pub fn fill_emergency(&mut self) {
-        let need = self.worst_isolation();
-        for kind in FrameKind::ALL {
-            for _ in self.emergency.count(kind)..need[kind] {
-                let Some(frame) = self.host.pool.take(kind, SOURCE) else { break };
-                if let Err(frame) = self.emergency.put(kind, frame) {
-                    self.host.pool.give(kind, frame);
-                }
-            }
-        }
-    }
-
     fn merge(&mut self, report: &mut OpReport) -> Done {
         self.isolate_recorded(None, report)?;
         let ram: Vec<Region> = self.oracle.ram().collect();
@@ -348,7 +278,7 @@ impl Engine<'_, '_> {
         Err(failure)
     }
 
-    fn promote_if_eager(&mut self, range: GpaRange, report: &mut OpReport) -> Result<(), Failure> {
+    pub(super) fn promote_if_eager(&mut self, range: GpaRange, report: &mut OpReport) -> Result<(), Failure> {
         if self.is_eager() { self.promote(range, report) } else { Ok(()) }
     }
 

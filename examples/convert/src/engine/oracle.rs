@@ -7,7 +7,7 @@ use crate::scenario::{PAGE, Region};
 
 /// What a page holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Content {
+pub(super) enum Content {
     /// Zeroes.
     Zero,
     /// What the `n`-th fill wrote: a pattern of the page's own address and that number.
@@ -18,7 +18,7 @@ pub enum Content {
 
 /// What a page is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Page {
+pub(super) enum Page {
     /// Private, and the guest has not accepted it.
     Unaccepted,
     /// Private to the guest.
@@ -33,18 +33,18 @@ pub enum Page {
 
 impl Page {
     /// Whether the page is lost to a memory error.
-    pub const fn is_poisoned(self) -> bool {
+    pub(super) const fn is_poisoned(self) -> bool {
         matches!(self, Self::Poisoned | Self::PoisonedShared)
     }
 
     /// Whether the page is shared, lost or not.
-    pub const fn is_shared(self) -> bool {
+    pub(super) const fn is_shared(self) -> bool {
         matches!(self, Self::Shared(_) | Self::PoisonedShared)
     }
 }
 
 /// The word that stands for the content of the page at `gpa`.
-pub const fn pattern(gpa: u64, content: Content) -> u64 {
+pub(super) const fn pattern(gpa: u64, content: Content) -> u64 {
     let number = match content {
         Content::Zero => return 0,
         Content::Filled(number) => number as u64,
@@ -74,7 +74,7 @@ impl Chunk {
 
 /// A run of equal pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Run {
+pub(super) struct Run {
     /// Where it is.
     pub region: Region,
     /// What its pages are.
@@ -83,14 +83,14 @@ pub struct Run {
 
 /// The record of a TD's memory.
 #[derive(Clone, Debug, Default)]
-pub struct Oracle {
+pub(super) struct Oracle {
     /// RAM, ascending, each with its 2 MiB pieces.
     ram: Vec<(Region, Vec<Chunk>)>,
 }
 
 impl Oracle {
     /// Adds RAM, unaccepted. `start` need not be 2 MiB aligned.
-    pub fn add_ram(&mut self, region: Region) {
+    pub(super) fn add_ram(&mut self, region: Region) {
         let chunks = (region.start % CHUNK + region.len).div_ceil(CHUNK);
         let chunks = vec![Chunk::Uniform(Page::Unaccepted); usize::try_from(chunks).unwrap_or(0)];
         let at = self.ram.partition_point(|(other, _)| other.start < region.start);
@@ -98,12 +98,12 @@ impl Oracle {
     }
 
     /// All RAM, ascending.
-    pub fn ram(&self) -> impl Iterator<Item = Region> {
+    pub(super) fn ram(&self) -> impl Iterator<Item = Region> {
         self.ram.iter().map(|(region, _)| *region)
     }
 
     /// What the page at `gpa` is; `None` outside RAM.
-    pub fn page(&self, gpa: u64) -> Option<Page> {
+    pub(super) fn page(&self, gpa: u64) -> Option<Page> {
         let (region, chunks) = self.find(gpa)?;
         Some(chunks[chunk_of(region, gpa)].page(index_of(gpa)))
     }
@@ -115,17 +115,17 @@ impl Oracle {
     }
 
     /// Runs of equal pages in `region`, ascending. Holes in RAM are left out.
-    pub fn runs(&self, region: Region) -> Runs<'_> {
+    pub(super) fn runs(&self, region: Region) -> Runs<'_> {
         Runs { oracle: self, next: region.start, end: region.start + region.len }
     }
 
     /// The first page of `region` for which `wanted` holds.
-    pub fn find_page(&self, region: Region, wanted: impl Fn(Page) -> bool) -> Option<u64> {
+    pub(super) fn find_page(&self, region: Region, wanted: impl Fn(Page) -> bool) -> Option<u64> {
         self.runs(region).find(|run| wanted(run.page)).map(|run| run.region.start)
     }
 
     /// Replaces every page of `region` by what `change` makes of it.
-    pub fn update(&mut self, region: Region, change: impl Fn(Page) -> Page) {
+    pub(super) fn update(&mut self, region: Region, change: impl Fn(Page) -> Page) {
         let end = region.start + region.len;
         for (ram, chunks) in &mut self.ram {
             let (from, to) = (region.start.max(ram.start), end.min(ram.start + ram.len));
@@ -166,7 +166,7 @@ fn index_of(gpa: u64) -> usize {
 
 /// Iterator over [`Run`]s.
 #[derive(Clone, Debug)]
-pub struct Runs<'a> {
+pub(super) struct Runs<'a> {
     oracle: &'a Oracle,
     next: u64,
     end: u64,

@@ -6,24 +6,19 @@ use folio_split::PageSet;
 
 /// A set of pages of one block.
 #[derive(Clone, Debug, Default)]
-pub struct Bits {
+pub(super) struct Bits {
     words: Vec<u64>,
     count: u64,
 }
 
 impl Bits {
-    /// Number of members.
-    pub fn count(&self) -> u64 {
-        self.count
-    }
-
     /// Whether `page` is a member.
-    pub fn contains(&self, page: u64) -> bool {
+    pub(super) fn contains(&self, page: u64) -> bool {
         self.words.get(word_of(page)).is_some_and(|word| word >> (page % 64) & 1 == 1)
     }
 
     /// Adds or removes the pages of `range`.
-    pub fn set(&mut self, range: Range<u64>, member: bool) {
+    pub(super) fn set(&mut self, range: Range<u64>, member: bool) {
         if !member && self.words.is_empty() || range.is_empty() {
             return;
         }

@@ -13,7 +13,7 @@ use crate::scenario::{PAGE, Region};
 
 impl Engine<'_, '_> {
     /// Ends the run: everything is verified once more, the account is drawn up, the TD is torn down.
-    pub fn end(mut self) -> RunOutcome {
+    pub(super) fn end(mut self) -> RunOutcome {
         let all: Vec<Region> = self.oracle.ram().collect();
         for region in &all {
             self.verify(*region);
@@ -41,7 +41,7 @@ impl Engine<'_, '_> {
             Some(run)
                 if run.order == order
                     && run.state == state
-                    && run.start + (run.count * PAGE << order) == start =>
+                    && run.start + ((run.count * PAGE) << order) == start =>
             {
                 run.count += count;
             }
@@ -110,7 +110,7 @@ impl Engine<'_, '_> {
     }
 
     /// The most frames that isolating one page can take: a folio and a leaf of the largest size are split to pages.
-    pub fn worst_isolation(&self) -> FrameNeeds {
+    pub(super) fn worst_isolation(&self) -> FrameNeeds {
         let order = self.host.block_order();
         let Some(block) =
             self.oracle.ram().next().and_then(|ram| self.host.block_of(Gpa::truncate(ram.start)))

@@ -20,19 +20,19 @@ const TDVPX_PAGES: usize = 5;
 
 /// Counts the calls that go through it.
 #[derive(Debug)]
-pub struct Counted<'m> {
+pub(super) struct Counted<'m> {
     lp: Lp<'m>,
     calls: Cell<u64>,
 }
 
 impl<'m> Counted<'m> {
     /// Counts calls made on `lp`.
-    pub fn new(lp: Lp<'m>) -> Self {
+    pub(super) fn new(lp: Lp<'m>) -> Self {
         Self { lp, calls: Cell::new(0) }
     }
 
     /// Calls so far.
-    pub fn calls(&self) -> u64 {
+    pub(super) fn calls(&self) -> u64 {
         self.calls.get()
     }
 }
@@ -46,18 +46,17 @@ impl Transport for Counted<'_> {
 
 /// A TD that has been created, and the pages that make it.
 #[derive(Debug)]
-pub struct Control {
+pub(super) struct Control {
     /// The TD.
     pub tdr: Tdr,
     /// Its vCPUs.
     pub vcpus: Vec<Tdvpr>,
-    ledger: RamLedger,
     taken: u64,
 }
 
 impl Control {
     /// Creates a TD with `vcpus` vCPUs. vCPU `n` runs on logical processor `n + 1`.
-    pub fn create(machine: &Machine, config: TdxConfig, vcpus: u32) -> Result<Self, SeamcallError> {
+    pub(super) fn create(machine: &Machine, config: TdxConfig, vcpus: u32) -> Result<Self, SeamcallError> {
         let t = &machine.lp(0);
         let ledger = RamLedger::new(CONTROL, CONTROL_PAGES);
         let mut taken = 0;
@@ -80,16 +79,16 @@ impl Control {
             vp::init(&machine.lp(number + 1), vcpu, 0)?;
             control.push(vcpu);
         }
-        Ok(Self { tdr, vcpus: control, ledger, taken })
+        Ok(Self { tdr, vcpus: control, taken })
     }
 
     /// Ends the build: from here on vCPUs may enter.
-    pub fn finalize<T: Transport>(&self, t: &T) -> Result<(), SeamcallError> {
+    pub(super) fn finalize<T: Transport>(&self, t: &T) -> Result<(), SeamcallError> {
         mr::finalize(t, self.tdr)
     }
 
     /// Takes the TD's key away: after this its pages can be reclaimed and nothing else.
-    pub fn retire(&self, machine: &Machine) -> Result<(), SeamcallError> {
+    pub(super) fn retire(&self, machine: &Machine) -> Result<(), SeamcallError> {
         let t = &machine.lp(0);
         for (vcpu, lp) in self.vcpus.iter().zip(1..) {
             match vp::flush(&machine.lp(lp), *vcpu) {
@@ -110,7 +109,7 @@ impl Control {
     }
 
     /// Reclaims the control pages, the TDR last. Everything else must be reclaimed before.
-    pub fn reclaim<T: Transport>(&self, t: &T) -> Result<(), SeamcallError> {
+    pub(super) fn reclaim<T: Transport>(&self, t: &T) -> Result<(), SeamcallError> {
         for page in (1..self.taken).rev().chain([0]) {
             phymem::page_reclaim(t, Hpa::truncate(CONTROL.raw() + (page << Level::L4K.shift())))?;
         }

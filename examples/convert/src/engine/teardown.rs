@@ -41,7 +41,7 @@ impl Teardown<Arena> for Reclaim<'_> {
 
 impl Engine<'_, '_> {
     /// Tears the TD down. Whatever does not come back as it must is told.
-    pub fn tear_down(&mut self) -> Vec<String> {
+    pub(super) fn tear_down(&mut self) -> Vec<String> {
         let machine = self.host.machine;
         for vcpu in &self.control.vcpus {
             machine.guest(vcpu.hpa()).exit();

@@ -1,5 +1,3 @@
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
-
 use super::*;
 
 const RAM: &str = "ram 0x0 2G\n";

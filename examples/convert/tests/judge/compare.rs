@@ -16,17 +16,17 @@ struct Silent;
 impl engine::Observer for Silent {}
 
 /// Runs the engine.
-pub fn run(scenario: &Scenario, options: &Options) -> RunOutcome {
+pub(crate) fn run(scenario: &Scenario, options: &Options) -> RunOutcome {
     engine::run(scenario, options, &mut Silent)
 }
 
 /// Reads a scenario that must be well formed.
-pub fn read(text: &str) -> Scenario {
+pub(crate) fn read(text: &str) -> Scenario {
     Scenario::parse("judge", text.as_bytes()).unwrap_or_else(|error| panic!("{error}\n{text}"))
 }
 
 /// Everything in which the engine and the model disagree about `scenario`.
-pub fn disagreements(scenario: &Scenario, options: &Options) -> Vec<String> {
+pub(crate) fn disagreements(scenario: &Scenario, options: &Options) -> Vec<String> {
     let eager = Options { merge: Merge::Eager, ..*options };
     let (outcome, verdict) = (run(scenario, options), Model::run(scenario, &eager));
     let mut wrong = Wrong::default();

@@ -6,10 +6,10 @@ use convert::options::{Merge, Module, Options, OrderChoice};
 use convert::scenario::Scenario;
 
 /// A small generator of numbers (splitmix64).
-pub struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x0dd_ba11)
     }
 
@@ -22,7 +22,7 @@ impl Random {
     }
 
     /// A number below `bound`.
-    pub fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 
@@ -48,7 +48,7 @@ struct Maker {
 }
 
 /// A scenario of about `lines` operations.
-pub fn scenario(seed: u64, lines: u64) -> String {
+pub(crate) fn scenario(seed: u64, lines: u64) -> String {
     let mut random = Random::new(seed);
     let unit = random.one_of(&[G, G, M, M, P]);
     let hvo = if random.below(4) == 0 { "off" } else { "on" };
@@ -60,7 +60,8 @@ pub fn scenario(seed: u64, lines: u64) -> String {
     };
     let text = format!("{td}backing {backing} hvo={hvo}\n");
     let high = if td.contains("52") && random.below(2) == 0 { 1 << 50 } else { 0 };
-    let mut maker = Maker { random, ram: Vec::new(), hot: Vec::new(), unit, text, memory: seed % 3 == 0 };
+    let mut maker =
+        Maker { random, ram: Vec::new(), hot: Vec::new(), unit, text, memory: seed.is_multiple_of(3) };
     let base = high + maker.random.one_of(&[0, 0, G, 512 * G]);
     match unit {
         G => {
@@ -215,7 +216,7 @@ impl Maker {
 }
 
 /// Options for the `seed`-th scenario.
-pub fn options(seed: u64) -> Options {
+pub(crate) fn options(seed: u64) -> Options {
     let mut random = Random::new(!seed);
     let orders =
         ["18,9,0", "all", "18,9,0", "all", "9,0", "18,0", "0", "18,12,6,0", "17,10,8,3,0", "30,18,9,0"];
@@ -226,7 +227,7 @@ pub fn options(seed: u64) -> Options {
 }
 
 /// The lines of `text` without which it no longer fails.
-pub fn shrink(text: &str, fails: impl Fn(&Scenario) -> bool) -> String {
+pub(crate) fn shrink(text: &str, fails: impl Fn(&Scenario) -> bool) -> String {
     let mut lines: Vec<&str> = text.lines().collect();
     let mut size = lines.len().div_ceil(2);
     loop {

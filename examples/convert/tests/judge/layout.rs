@@ -8,20 +8,20 @@ use std::collections::BTreeSet;
 
 /// The folios of one block.
 #[derive(Clone)]
-pub struct Layout {
+pub(crate) struct Layout {
     /// Order of the folio that each page belongs to.
-    pub order_at: Vec<u8>,
+    pub(crate) order_at: Vec<u8>,
     /// First page and order of each folio, ascending.
-    pub folios: Vec<(u64, u8)>,
+    pub(crate) folios: Vec<(u64, u8)>,
     /// Writable vmemmap pages.
-    pub vmemmap: i64,
+    pub(crate) vmemmap: i64,
     /// Index nodes below the one that an undivided block sits in.
-    pub nodes: i64,
+    pub(crate) nodes: i64,
 }
 
 impl Layout {
     /// The layout of a block of `order` with folios of `orders`, in which the pages with `small` set are single.
-    pub fn new(order: u32, orders: &[u32], small: &[bool]) -> Self {
+    pub(crate) fn new(order: u32, orders: &[u32], small: &[bool]) -> Self {
         let mut before = vec![0_u32; small.len() + 1];
         for (page, small) in small.iter().enumerate() {
             before[page + 1] = before[page] + u32::from(*small);
@@ -79,8 +79,8 @@ fn layouts_are_those_of_the_formula_sheet() {
         small
     };
     let spread = |step: u64| (0..one / step).map(|n| (n * step, 1)).collect::<Vec<_>>();
-    let cases: [(Vec<(u64, u64)>, [i64; 6]); 8] = [
-        (vec![(1000, 1)], [1023, 518, 73, 19, 12, 3]),
+    let cases = [
+        (vec![(1000_u64, 1_u64)], [1023_i64, 518, 73, 19, 12, 3]),
         (vec![(5, 1), (100, 1)], [1023, 518, 73, 25, 12, 4]),
         (vec![(1024, 16)], [1023, 518, 73, 30, 12, 3]),
         (vec![(512, 512)], [1023, 518, 73, 521, 16, 10]),

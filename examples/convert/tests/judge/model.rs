@@ -1,14 +1,16 @@
 //! What a scenario must give, by the rules of the scenario format: one record per page, nothing clever.
 
+mod verbs;
+
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use convert::options::{Merge, Module, Options};
 use convert::report::{FolioState, LayoutRun, LeafRun, Outcome, Resources};
-use convert::scenario::{AcceptLevel, Op, PAGE, Region, Scenario, Verb};
+use convert::scenario::{Op, PAGE, Region, Scenario, Verb};
 
 use crate::layout::Layout;
-use crate::sept::{Account, Leaf, Populate, Sept};
+use crate::sept::{Account, Populate, Sept};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
@@ -26,30 +28,28 @@ struct Page {
 }
 
 /// What one operation must report.
-pub struct Expected {
-    pub line: usize,
-    pub result: Outcome,
+pub(crate) struct Expected {
+    pub(crate) line: usize,
+    pub(crate) result: Outcome,
     /// The first obstacle of `again`.
-    pub at: Option<u64>,
+    pub(crate) at: Option<u64>,
     /// Poisoned parts of the range; `None` where nothing is said about them.
-    pub skipped: Option<Vec<(u64, u64)>>,
-    pub account: Account,
+    pub(crate) skipped: Option<Vec<(u64, u64)>>,
+    pub(crate) account: Account,
 }
 
 /// What a run must give.
-pub struct Verdict {
-    pub ops: Vec<Expected>,
-    pub layout: Vec<LayoutRun>,
-    pub leaves: Vec<LeafRun>,
-    /// For each page in order: whether a leaf must map it, or none may.
-    pub mapped: Vec<bool>,
-    pub pages_verified: u64,
-    pub pages_poisoned: u64,
-    pub balance: Resources,
+pub(crate) struct Verdict {
+    pub(crate) ops: Vec<Expected>,
+    pub(crate) layout: Vec<LayoutRun>,
+    pub(crate) leaves: Vec<LeafRun>,
+    pub(crate) pages_verified: u64,
+    pub(crate) pages_poisoned: u64,
+    pub(crate) balance: Resources,
 }
 
 #[derive(Clone)]
-pub struct Model<'s> {
+pub(crate) struct Model<'s> {
     scenario: &'s Scenario,
     orders: Vec<u32>,
     ram: Vec<(Region, Rc<Vec<Page>>)>,
@@ -69,7 +69,7 @@ type Done = Result<Outcome, No>;
 
 impl<'s> Model<'s> {
     /// Runs `scenario` to its end.
-    pub fn run(scenario: &'s Scenario, options: &Options) -> Verdict {
+    pub(crate) fn run(scenario: &'s Scenario, options: &Options) -> Verdict {
         assert_eq!(options.merge, Merge::Eager, "the model defers nothing");
         let order = scenario.backing.order();
         let pamt = if options.module == Module::V2_0_08 && order >= 9 { 2 } else { 0 };
@@ -112,12 +112,10 @@ impl<'s> Model<'s> {
         model.verify();
         let balance = before.map(|before| model.usage() - before).unwrap_or_default();
         let regions: Vec<Region> = model.ram.iter().map(|(region, _)| *region).collect();
-        let pages = model.ram.iter().flat_map(|(_, pages)| pages.iter());
         Verdict {
             ops,
             layout: model.folios(),
             leaves: model.sept.leaves(&regions),
-            mapped: pages.map(|page| page.state == State::Private && !page.bad).collect(),
             pages_verified: model.verified,
             pages_poisoned: model.poisoned,
             balance,
@@ -257,117 +255,6 @@ impl<'s> Model<'s> {
         done
     }
 
-    fn verb(&mut self, verb: Verb, range: Region, account: &mut Account) -> Done {
-        let good = self.good(range);
-        let any = |state| good.iter().any(|(_, page)| page.state == state);
-        let refused_if = |wrong: bool| if wrong { Err(No(Outcome::Refused, None)) } else { Ok(()) };
-        let old = self.usage();
-        match verb {
-            Verb::Image { .. } => {
-                refused_if(any(State::Private) || any(State::Shared))?;
-                let how = Populate { range, large: false, around: false, split: false, leaf: Leaf::Mapped };
-                *account = self.populate(how);
-                self.change(range, |page| page.state = State::Private);
-            }
-            Verb::Accept { level, .. } => {
-                refused_if(any(State::Shared))?;
-                if !any(State::Unaccepted) {
-                    return Ok(Outcome::Noop);
-                }
-                let large = level != Some(AcceptLevel::Page4K);
-                let how = Populate { range, large, around: false, split: true, leaf: Leaf::Pending };
-                *account = self.populate(how);
-                self.accept(range, account);
-            }
-            Verb::Touch { .. } => {
-                refused_if(any(State::Shared))?;
-                if any(State::Unaccepted) {
-                    let how =
-                        Populate { range, large: true, around: true, split: false, leaf: Leaf::Pending };
-                    *account = self.populate(how);
-                }
-            }
-            Verb::Fill { .. } => {
-                refused_if(any(State::Unaccepted) || any(State::Private) && self.images_left > 0)?;
-            }
-            Verb::HostFill { .. } => refused_if(any(State::Unaccepted) || any(State::Private))?,
-            Verb::Pin { .. } => {
-                refused_if(any(State::Unaccepted) || any(State::Private))?;
-                self.change(range, |page| page.pins += 1);
-            }
-            Verb::Unpin { .. } => {
-                refused_if(any(State::Unaccepted) || any(State::Private))?;
-                refused_if(good.iter().any(|(_, page)| page.pins == 0))?;
-                self.change(range, |page| page.pins -= 1);
-            }
-            Verb::Share { .. } => {
-                if !any(State::Unaccepted) && !any(State::Private) {
-                    return Ok(Outcome::Noop);
-                }
-                self.change(range, |page| page.state = State::Shared);
-                self.relay(range);
-                *account = self.remove(range);
-                self.charge(old, account);
-            }
-            Verb::Unshare { accept, .. } => {
-                if !any(State::Shared) {
-                    return Ok(Outcome::Noop);
-                }
-                if let Some((gpa, _)) = good.iter().find(|(_, page)| page.pins > 0) {
-                    return Err(No(Outcome::Again, Some(*gpa)));
-                }
-                refused_if(accept && self.images_left > 0)?;
-                let was_shared = |page: &mut Page| {
-                    if page.state == State::Shared {
-                        page.state = State::Unaccepted;
-                    }
-                };
-                self.change(range, was_shared);
-                self.relay(range);
-                let how = Populate { range, large: true, around: false, split: false, leaf: Leaf::Pending };
-                *account = self.populate(how);
-                if accept {
-                    self.accept(range, account);
-                } else {
-                    let order_at = self.order_at();
-                    add(account, self.sept.promote(range, &order_at));
-                }
-                self.charge(old, account);
-            }
-            Verb::Punch { .. } => {
-                *account = self.remove(range);
-                self.change(range, |page| {
-                    if page.state == State::Private {
-                        page.state = State::Unaccepted;
-                    }
-                });
-            }
-            Verb::Poison { gpa, consumed } => {
-                let range = Region { start: gpa, len: PAGE };
-                if self.page(gpa).bad {
-                    return Ok(Outcome::Noop);
-                }
-                self.poisoned += 1;
-                self.fatal = consumed;
-                self.change(range, |page| page.bad = true);
-                if !consumed {
-                    self.relay(range);
-                    *account = self.remove(range);
-                    self.charge(old, account);
-                }
-            }
-            Verb::Merge => {
-                let order_at = self.order_at();
-                for (ram, _) in &self.ram {
-                    add(account, self.sept.promote(*ram, &order_at));
-                }
-            }
-            Verb::Check => self.verify(),
-            Verb::Memory(_) | Verb::Ram { .. } => {}
-        }
-        Ok(Outcome::Ok)
-    }
-
     /// What the change of layout took or gave back.
     fn charge(&self, old: Resources, account: &mut Account) {
         let change = self.usage() - old;
@@ -436,7 +323,7 @@ impl<'s> Model<'s> {
             match runs.last_mut() {
                 Some(run)
                     if (run.order, run.state) == (order, state)
-                        && run.start + (run.count * PAGE << order) == start =>
+                        && run.start + ((run.count * PAGE) << order) == start =>
                 {
                     run.count += 1;
                 }

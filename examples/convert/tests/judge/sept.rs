@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use convert::report::{LeafLevel, LeafRun, LeafState, Resources};
 use convert::scenario::{PAGE, Region};
 
-pub const M2: u64 = 2 << 20;
-pub const G1: u64 = 1 << 30;
+pub(crate) const M2: u64 = 2 << 20;
+pub(crate) const G1: u64 = 1 << 30;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Leaf {
+pub(crate) enum Leaf {
     Mapped,
     Pending,
 }
@@ -30,11 +30,11 @@ enum Slot1G {
 
 /// What an operation did to the tree.
 #[derive(Clone, Copy, Default)]
-pub struct Account {
-    pub used: Resources,
-    pub released: Resources,
-    pub demotes: u64,
-    pub promotes: u64,
+pub(crate) struct Account {
+    pub(crate) used: Resources,
+    pub(crate) released: Resources,
+    pub(crate) demotes: u64,
+    pub(crate) promotes: u64,
 }
 
 impl Account {
@@ -50,7 +50,7 @@ impl Account {
 
 /// The tree. Which folio a page is in comes from outside, as the order at an address.
 #[derive(Clone)]
-pub struct Sept {
+pub(crate) struct Sept {
     gibs: BTreeMap<u64, Slot1G>,
     /// Tables of 512 GiB and 256 TiB entries that exist, by shift and number.
     above: BTreeSet<(u32, u64)>,
@@ -61,21 +61,21 @@ pub struct Sept {
 
 /// What a mapping may be.
 #[derive(Clone, Copy)]
-pub struct Populate {
-    pub range: Region,
-    pub large: bool,
-    pub around: bool,
+pub(crate) struct Populate {
+    pub(crate) range: Region,
+    pub(crate) large: bool,
+    pub(crate) around: bool,
     /// Whether pending pages that are too large are split.
-    pub split: bool,
+    pub(crate) split: bool,
     /// Whether pages are mapped, or added at build time.
-    pub leaf: Leaf,
+    pub(crate) leaf: Leaf,
 }
 
-pub fn covers(a: Region, start: u64, len: u64) -> bool {
+pub(crate) fn covers(a: Region, start: u64, len: u64) -> bool {
     a.start <= start && start + len <= a.end()
 }
 
-pub fn meets(a: Region, start: u64, len: u64) -> bool {
+pub(crate) fn meets(a: Region, start: u64, len: u64) -> bool {
     a.start < start + len && start < a.end()
 }
 
@@ -88,12 +88,12 @@ fn steps(range: Region, size: u64) -> impl Iterator<Item = u64> {
 }
 
 impl Sept {
-    pub fn new(five_levels: bool, pamt: i64) -> Self {
+    pub(crate) fn new(five_levels: bool, pamt: i64) -> Self {
         Self { gibs: BTreeMap::new(), above: BTreeSet::new(), five_levels, pamt }
     }
 
     /// Takes the leaves of `range` out, after splitting every leaf in `area` that would outgrow its folio.
-    pub fn remove(&mut self, range: Region, area: Region, order_at: &dyn Fn(u64) -> u8) -> Account {
+    pub(crate) fn remove(&mut self, range: Region, area: Region, order_at: &dyn Fn(u64) -> u8) -> Account {
         let mut done = Account::default();
         for gib in steps(area, G1) {
             let Some(slot) = self.gibs.get_mut(&gib) else { continue };
@@ -139,7 +139,7 @@ impl Sept {
     }
 
     /// Maps what is free and wanted.
-    pub fn populate(
+    pub(crate) fn populate(
         &mut self,
         how: Populate,
         order_at: &dyn Fn(u64) -> u8,
@@ -200,7 +200,7 @@ impl Sept {
     }
 
     /// The guest accepts the pages of `range` that are `waiting`. Pending leaves that reach further are split.
-    pub fn accept(&mut self, range: Region, waiting: &dyn Fn(u64) -> bool) -> Account {
+    pub(crate) fn accept(&mut self, range: Region, waiting: &dyn Fn(u64) -> bool) -> Account {
         let mut done = Account::default();
         for huge in steps(range, M2) {
             let Some(Slot1G::Table(table)) = self.gibs.get_mut(&(huge - huge % G1)) else { continue };
@@ -228,7 +228,7 @@ impl Sept {
     }
 
     /// Merges what is accepted and belongs to one folio, in every 1 GiB that `range` touches.
-    pub fn promote(&mut self, range: Region, order_at: &dyn Fn(u64) -> u8) -> Account {
+    pub(crate) fn promote(&mut self, range: Region, order_at: &dyn Fn(u64) -> u8) -> Account {
         let mut done = Account::default();
         for gib in steps(range, G1) {
             let Some(slot) = self.gibs.get_mut(&gib) else { continue };
@@ -251,7 +251,7 @@ impl Sept {
     }
 
     /// Tables that exist, the root left out.
-    pub fn usage(&self) -> Resources {
+    pub(crate) fn usage(&self) -> Resources {
         let mut all = Account::default();
         self.above.iter().for_each(|_| all.table(0));
         for slot in self.gibs.values() {
@@ -280,7 +280,7 @@ impl Sept {
     }
 
     /// Entries where walks end, alike ones together.
-    pub fn leaves(&self, ram: &[Region]) -> Vec<LeafRun> {
+    pub(crate) fn leaves(&self, ram: &[Region]) -> Vec<LeafRun> {
         let mut runs: Vec<LeafRun> = Vec::new();
         for region in ram {
             let mut gpa = region.start;
