@@ -8,7 +8,7 @@
 //! words of a line over each other, and from order 12 on a line is what a page was above.
 
 use crate::{
-    Order, PageSet,
+    Order, OrderSet, PageSet,
     pages::{edge_from, run_from},
 };
 
@@ -23,6 +23,53 @@ const WORDS: usize = 1 << (LINE - WORD);
 
 /// Runs that are read one by one before lines are.
 const FEW: u32 = 24;
+
+/// Runs that are counted without a table of orders.
+const HANDFUL: usize = 4;
+
+/// Counts a set of a handful of runs into `touched`, which is all 0. False, and nothing is counted, for more.
+pub(crate) fn handful<S: PageSet + ?Sized>(
+    order: Order,
+    orders: OrderSet,
+    small: &S,
+    first: u64,
+    touched: &mut [u64; Order::COUNT],
+) -> bool {
+    let Some(smallest) = orders.smallest_large() else { return true };
+    let end = first.saturating_add(order.pages());
+    // Each run is new in blocks of the orders below its byte, which is at most 64.
+    let mut new = [0_u8; HANDFUL];
+    let (mut at, mut previous) = (first, None);
+    let mut slots = new.iter_mut();
+    while let Some(run) = run_from(small, at).filter(|run| run.start < end) {
+        let Some(slot) = slots.next() else {
+            *touched = [0; Order::COUNT];
+            return false;
+        };
+        let last = run.end.min(end).saturating_sub(1);
+        [*slot, ..] = previous.map_or(64, |previous| bits(previous ^ run.start)).to_le_bytes();
+        // The blocks that it goes on into.
+        for order in orders.iter().skip(1) {
+            let further = (last >> order.raw()).wrapping_sub(run.start >> order.raw());
+            match touched.get_mut(order.index()) {
+                Some(touched) if further > 0 => *touched = touched.wrapping_add(further),
+                _ => break,
+            }
+        }
+        previous = Some(last);
+        at = (last | smallest.mask()).saturating_add(1);
+    }
+    const EACH: u32 = 0x0101_0101;
+    let new = u32::from_le_bytes(new) | EACH << 7;
+    for order in orders.iter().skip(1) {
+        if let Some(touched) = touched.get_mut(order.index()) {
+            // The top bit of a byte stays if the byte is above the order; then the bits are added up.
+            let above = new.wrapping_sub(EACH.wrapping_mul(u32::from(order.raw()).wrapping_add(1))) >> 7 & EACH;
+            *touched = touched.wrapping_add(u64::from(above.wrapping_mul(EACH) >> 24));
+        }
+    }
+    true
+}
 
 /// Blocks touched so far.
 pub(crate) struct Tally<'a> {
