@@ -64,7 +64,8 @@ pub(crate) fn handful<S: PageSet + ?Sized>(
     for order in orders.iter().skip(1) {
         if let Some(touched) = touched.get_mut(order.index()) {
             // The top bit of a byte stays if the byte is above the order; then the bits are added up.
-            let above = new.wrapping_sub(EACH.wrapping_mul(u32::from(order.raw()).wrapping_add(1))) >> 7 & EACH;
+            let above =
+                new.wrapping_sub(EACH.wrapping_mul(u32::from(order.raw()).wrapping_add(1))) >> 7 & EACH;
             *touched = touched.wrapping_add(u64::from(above.wrapping_mul(EACH) >> 24));
         }
     }

@@ -18,8 +18,8 @@ mod common;
 
 use common::{Source, Store};
 use folio_split::{
-    Empty, FlatArray, FolioBackend, IndexModel, Large, Order, OrderSet, OutOfNodes, PageSet, Pfn, PfnBlock, Pinned,
-    Transition, commit_merge, commit_split,
+    Empty, FlatArray, FolioBackend, IndexModel, Large, Order, OrderSet, OutOfNodes, PageSet, Pfn, PfnBlock,
+    Pinned, Transition, commit_merge, commit_split,
 };
 use loom::{
     sync::{

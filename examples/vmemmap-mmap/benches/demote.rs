@@ -14,7 +14,9 @@ use std::{
     time::{Duration, Instant},
 };
 use vmemmap_mmap::MmapHost;
-use vmemmap_prealloc::{VmemmapBackend, VmemmapNeeds, install_templates, merge_atom, optimize, reserve, split_atom};
+use vmemmap_prealloc::{
+    VmemmapBackend, VmemmapNeeds, install_templates, merge_atom, optimize, reserve, split_atom,
+};
 
 fn main() {
     let block = PfnBlock::new(Pfn::new(1 << 18).unwrap(), Order::HUGE_1G).unwrap();
@@ -31,7 +33,9 @@ fn main() {
         let name = if on { "on" } else { "off" };
         match kernel(on) {
             Ok(best) => println!("the kernel's own demotion, optimization {name}: {best:?}"),
-            Err(error) => println!("the kernel's own demotion, optimization {name}: not possible here: {error}"),
+            Err(error) => {
+                println!("the kernel's own demotion, optimization {name}: not possible here: {error}")
+            }
         }
     }
 }
@@ -54,7 +58,9 @@ fn ours(block: PfnBlock, orders: OrderSet, host: &MmapHost, floor: &MmapHost) {
     let needs = VmemmapNeeds::plan(host, &t, &t.counts());
     println!(
         "1 GiB to {} folios: {} pages, {} entries written, one flush",
-        t.counts().to.folios(), needs.fresh, needs.entry_writes()
+        t.counts().to.folios(),
+        needs.fresh,
+        needs.entry_writes()
     );
     let from = vec![1_u8; usize::try_from(needs.fresh).unwrap() * 4096];
     let mut to = vec![2_u8; from.len()];

@@ -6,7 +6,9 @@ use crate::{
     page::STRUCTS,
     reader::Section,
 };
-use folio_split::{FlatArray, FolioBackend, FolioLayout, IndexModel, OutOfNodes, PageSet, Pfn, PfnBlock, Pinned};
+use folio_split::{
+    FlatArray, FolioBackend, FolioLayout, IndexModel, OutOfNodes, PageSet, Pfn, PfnBlock, Pinned,
+};
 use sept_core::{Frame, FrameKind, FrameNeeds, FrameSource, Hpa, test_util::FramePool};
 use std::{
     collections::BTreeMap,
@@ -249,7 +251,8 @@ impl MmapHost {
         let want = if self.is_optimized(block) { geometry.own_pages(&layout.counts()) } else { all };
         let first = self.entry(VmemmapPage { block, index: 0 });
         let books = self.books();
-        let have = (first..first + all).filter(|&entry| books.own.get(entry as usize).is_some_and(Option::is_some));
+        let have =
+            (first..first + all).filter(|&entry| books.own.get(entry as usize).is_some_and(Option::is_some));
         match have.count() as u64 {
             have if have == want => Ok(()),
             have => Err(format!("{block} has {have} vmemmap pages of its own, not {want}")),
@@ -332,7 +335,11 @@ impl FolioBackend for MmapHost {
         }
         // Heads may become tails: nobody is left who saw one of them alive and has not tried yet.
         if folios > 1 {
-            self.readers.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|section| section.wait());
+            self.readers
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .iter()
+                .for_each(|section| section.wait());
         }
         Ok(Frozen(whole))
     }
@@ -431,7 +438,9 @@ impl VmemmapBackend for MmapHost {
         fence(Ordering::Release);
         self.map(entry, &fresh.frame, true);
         let mut books = self.books();
-        let Some(slot) = books.own.get_mut(entry as usize) else { panic!("entry {entry} is not in the window") };
+        let Some(slot) = books.own.get_mut(entry as usize) else {
+            panic!("entry {entry} is not in the window")
+        };
         assert!(slot.replace(fresh.frame).is_none(), "entry {entry} had a page of its own");
     }
 
@@ -439,7 +448,8 @@ impl VmemmapBackend for MmapHost {
         let entry = self.entry(at);
         let mut books = self.books();
         let Tail::Template(order) = tail else { panic!("{tail:?} is no template") };
-        let template = books.templates.get(&order.raw()).unwrap_or_else(|| panic!("no template for {tail:?}"));
+        let template =
+            books.templates.get(&order.raw()).unwrap_or_else(|| panic!("no template for {tail:?}"));
         self.map(entry, template, false);
         let flushes = books.flushes;
         if let Some(frame) = books.own.get_mut(entry as usize).and_then(Option::take) {

@@ -43,7 +43,8 @@ pub enum SetupError {
 /// Refuses a number of mappings that would not fit. A system that does not tell has no limit.
 pub(crate) fn check_maps(needed: u64) -> Result<(), SetupError> {
     let read = |path| std::fs::read_to_string(path).ok();
-    let limit = read("/proc/sys/vm/max_map_count").and_then(|text| text.trim().parse().ok()).unwrap_or(u64::MAX);
+    let limit =
+        read("/proc/sys/vm/max_map_count").and_then(|text| text.trim().parse().ok()).unwrap_or(u64::MAX);
     let in_use = read("/proc/self/maps").map_or(0, |text| text.lines().count() as u64);
     if needed.saturating_add(in_use) > limit {
         return Err(SetupError::Maps { needed, in_use, limit });

@@ -68,7 +68,8 @@ impl StructPage {
 
     /// Copies all of `from`, which nobody writes.
     pub(crate) fn copy_from(&self, from: &Self) {
-        let copy = |to: &AtomicU64, from: &AtomicU64| to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        let copy =
+            |to: &AtomicU64, from: &AtomicU64| to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
         copy(&self.state, &from.state);
         copy(&self.refs, &from.refs);
         self.rest.iter().zip(&from.rest).for_each(|(to, from)| copy(to, from));

@@ -112,7 +112,9 @@ impl Reader<'_> {
         let &Ref { page, head } = reference;
         let state = self.host.page(head).state();
         match state {
-            State::Head(order) if (head..head + (1 << order)).contains(&page) && self.head(page)? == head => Ok(()),
+            State::Head(order) if (head..head + (1 << order)).contains(&page) && self.head(page)? == head => {
+                Ok(())
+            }
             state => Err(Wrong::NotCovered { page, head, state }),
         }
     }

@@ -1,5 +1,9 @@
 //! Real pages, one thread: what is planned is used, what is read back is the layout, tails cannot be written.
-#![allow(clippy::unwrap_used, reason = "a test that finds nothing has failed")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::single_range_in_vec_init,
+    reason = "a test that finds nothing has failed"
+)]
 
 mod common;
 
@@ -9,8 +13,8 @@ use sept_core::{FrameKind, FrameNeeds, test_util::VecStore};
 use std::{os::unix::process::ExitStatusExt, process::Command};
 use vmemmap_mmap::{MmapHost, SetupError, State};
 use vmemmap_prealloc::{
-    AtomError, VmemmapBackend, VmemmapNeeds, apply_merge, apply_split, optimize, pages_to_restore, reserve, restore,
-    split_atom,
+    AtomError, VmemmapBackend, VmemmapNeeds, apply_merge, apply_split, optimize, pages_to_restore, reserve,
+    restore, split_atom,
 };
 
 #[test]
@@ -45,7 +49,8 @@ fn every_missing_page_changes_nothing() {
         let mut store = VecStore::default();
         assert!(reserve(&need, t.block().base().hpa(), &host, &mut store).is_err());
         assert_eq!(host.outstanding(), start);
-        reserve(&FrameNeeds::of(FrameKind::Vmemmap, have), t.block().base().hpa(), &host, &mut store).unwrap();
+        reserve(&FrameNeeds::of(FrameKind::Vmemmap, have), t.block().base().hpa(), &host, &mut store)
+            .unwrap();
         let before = host.map_calls();
         let short = split_atom(&host, &host, &t, t.block(), 1, &mut (), &mut store);
         assert!(matches!(short, Err(AtomError::Vmemmap(_))));

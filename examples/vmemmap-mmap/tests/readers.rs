@@ -2,7 +2,11 @@
 //!
 //! Rounds are counted, never timed. A writer that a reference stops tries again a few times, and then asks the readers
 //! to pause: every run does the same number of changes, however threads are scheduled.
-#![allow(clippy::unwrap_used, reason = "a test that finds nothing has failed")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::single_range_in_vec_init,
+    reason = "a test that finds nothing has failed"
+)]
 
 mod common;
 
@@ -44,7 +48,9 @@ impl Signals {
                 while pause && self.pause.load(Ordering::SeqCst) && !self.stop.load(Ordering::SeqCst) {
                     std::thread::yield_now();
                 }
-                let Some(reference) = reader.try_get(Pfn::new(base + page).unwrap()).unwrap() else { continue };
+                let Some(reference) = reader.try_get(Pfn::new(base + page).unwrap()).unwrap() else {
+                    continue;
+                };
                 self.taken.fetch_add(1, Ordering::Relaxed);
                 if page % 97 == passes % 97 {
                     kept.push(reference);

@@ -1,10 +1,13 @@
 //! Blocks that are optimized, and transitions carried out with retries.
 
-use folio_split::{Change, Empty, FolioBackend, FolioLayout, Order, OrderSet, PageSet, Pfn, PfnBlock, Transition};
+use folio_split::{
+    Change, Empty, FolioBackend, FolioLayout, Order, OrderSet, PageSet, Pfn, PfnBlock, Transition,
+};
 use sept_core::{FrameKind, FrameStore, test_util::VecStore};
 use vmemmap_mmap::MmapHost;
 use vmemmap_prealloc::{
-    AtomDone, AtomError, VmemmapBackend, VmemmapNeeds, install_templates, merge_atom, optimize, reserve, split_atom,
+    AtomDone, AtomError, VmemmapBackend, VmemmapNeeds, install_templates, merge_atom, optimize, reserve,
+    split_atom,
 };
 
 pub(crate) fn block(order: u8, number: u64) -> PfnBlock {
@@ -43,7 +46,9 @@ pub(crate) fn carry_out<A: PageSet, B: PageSet>(
         for change in t.changes(0..t.block().pages()) {
             let done = loop {
                 let done = match change {
-                    Change::Split(whole) if splits => split_atom(host, host, t, whole, 4, &mut (), &mut store),
+                    Change::Split(whole) if splits => {
+                        split_atom(host, host, t, whole, 4, &mut (), &mut store)
+                    }
                     Change::Merge(whole) if !splits => merge_atom(host, host, t, whole, 4, host),
                     _ => break AtomDone::default(),
                 };
