@@ -50,6 +50,11 @@ pub trait FolioBackend {
     /// Sets the reference count of every folio inside `whole` (or of the folio that is `whole`) from what the host
     /// itself holds to 0, each with at most `tries` attempts. All or none.
     ///
+    /// If `whole` is in pieces, it also waits for readers that saw one of their counts above 0 and have not tried to
+    /// raise it yet (a few instructions, in a kernel with interrupts off: one round of interrupts). The head that such
+    /// a reader goes for may be a read-only tail next, and a store to it faults even where it would have failed.
+    /// Readers that begin later see 0. A split needs no wait: it makes no head a tail.
+    ///
     /// # Errors
     ///
     /// [`Pinned`] with the first folio that somebody else holds; all others have their counts again.

@@ -10,7 +10,7 @@
 use crate::{
     Order, OrderSet, PageSet,
     pages::edge_from,
-    tally::{Tally, mixed},
+    tally::{Tally, handful, mixed},
 };
 
 /// Exact numbers of one layout.
@@ -43,8 +43,14 @@ impl LayoutCounts {
                     *touched = mixed(order, small, first, end);
                 }
             }
-        } else {
+        } else if !handful(order, counts.orders, small, first, &mut counts.touched) {
             Tally::new(order, smallest, &mut counts.touched).count(small, first);
+            // It counts orders on the way that are no members.
+            for (order, touched) in counts.touched.iter_mut().enumerate() {
+                if counts.orders.bits() >> order & 1 == 0 {
+                    *touched = 0;
+                }
+            }
         }
         counts
     }
@@ -101,7 +107,15 @@ impl LayoutCounts {
     /// All folios.
     #[must_use]
     pub fn folios(&self) -> u64 {
-        self.by_order().fold(0, |sum: u64, (_, folios)| sum.saturating_add(folios))
+        // A block of order l that is divided is 2^(l - l') regions instead of one, l' the member below.
+        let mut below = 0;
+        let mut sum: u64 = 0;
+        for order in self.orders.iter().skip(1) {
+            let divided = self.m(order);
+            sum = sum.wrapping_add(divided << order.raw().wrapping_sub(below)).wrapping_sub(divided);
+            below = order.raw();
+        }
+        sum.wrapping_add(1 << self.order.raw().saturating_sub(below))
     }
 
     /// The number of folios of each member order, largest first.

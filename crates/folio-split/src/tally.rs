@@ -4,12 +4,11 @@
 //! new unless they hold `p` too, that is for `o < bits(p ^ a)`: one number per run says it for all orders. The run
 //! itself goes on into further blocks for `o < bits(a ^ b)`, where `b` is its last page: a short run costs little.
 //!
-//! Where runs are many, the set is read in lines of eight words instead: within a word, blocks of order 1 to 5 are
-//! counted by folding the word over itself, order 6 to 8 likewise from the words that are not empty, and from order 9
-//! on a line is what a page was above.
+//! Where runs are many, the set is read in lines of 64 words instead: blocks of order 1 to 11 are counted by folding the
+//! words of a line over each other, and from order 12 on a line is what a page was above.
 
 use crate::{
-    Order, PageSet,
+    Order, OrderSet, PageSet,
     pages::{edge_from, run_from},
 };
 
@@ -17,13 +16,61 @@ use crate::{
 const WORD: u8 = 6;
 
 /// Pages in a line of words, as a power of two.
-const LINE: u8 = 9;
+const LINE: u8 = 12;
 
 /// Words in a line.
 const WORDS: usize = 1 << (LINE - WORD);
 
 /// Runs that are read one by one before lines are.
 const FEW: u32 = 24;
+
+/// Runs that are counted without a table of orders.
+const HANDFUL: usize = 4;
+
+/// Counts a set of a handful of runs into `touched`, which is all 0. False, and nothing is counted, for more.
+pub(crate) fn handful<S: PageSet + ?Sized>(
+    order: Order,
+    orders: OrderSet,
+    small: &S,
+    first: u64,
+    touched: &mut [u64; Order::COUNT],
+) -> bool {
+    let Some(smallest) = orders.smallest_large() else { return true };
+    let end = first.saturating_add(order.pages());
+    // Each run is new in blocks of the orders below its byte, which is at most 64.
+    let mut new = [0_u8; HANDFUL];
+    let (mut at, mut previous) = (first, None);
+    let mut slots = new.iter_mut();
+    while let Some(run) = run_from(small, at).filter(|run| run.start < end) {
+        let Some(slot) = slots.next() else {
+            *touched = [0; Order::COUNT];
+            return false;
+        };
+        let last = run.end.min(end).saturating_sub(1);
+        [*slot, ..] = previous.map_or(64, |previous| bits(previous ^ run.start)).to_le_bytes();
+        // The blocks that it goes on into.
+        for order in orders.iter().skip(1) {
+            let further = (last >> order.raw()).wrapping_sub(run.start >> order.raw());
+            match touched.get_mut(order.index()) {
+                Some(touched) if further > 0 => *touched = touched.wrapping_add(further),
+                _ => break,
+            }
+        }
+        previous = Some(last);
+        at = (last | smallest.mask()).saturating_add(1);
+    }
+    const EACH: u32 = 0x0101_0101;
+    let new = u32::from_le_bytes(new) | EACH << 7;
+    for order in orders.iter().skip(1) {
+        if let Some(touched) = touched.get_mut(order.index()) {
+            // The top bit of a byte stays if the byte is above the order; then the bits are added up.
+            let above =
+                new.wrapping_sub(EACH.wrapping_mul(u32::from(order.raw()).wrapping_add(1))) >> 7 & EACH;
+            *touched = touched.wrapping_add(u64::from(above.wrapping_mul(EACH) >> 24));
+        }
+    }
+    true
+}
 
 /// Blocks touched so far.
 pub(crate) struct Tally<'a> {
@@ -34,7 +81,7 @@ pub(crate) struct Tally<'a> {
     touched: &'a mut [u64; Order::COUNT],
     /// `fresh[k]`: how many runs (or lines) begin in a new block of each order below k.
     fresh: [u64; FRESH],
-    /// How many of those were lines, which say nothing about orders below 9.
+    /// How many of those were lines, which say nothing about orders below theirs.
     lines: u64,
 }
 
@@ -56,10 +103,11 @@ impl<'a> Tally<'a> {
         let mut few = FEW;
         while let Some(run) = run_from(small, at).filter(|run| run.start < end) {
             few = few.saturating_sub(1);
-            let line = run.start >> LINE;
-            let previous_line = previous.map(|page| page >> LINE);
-            if few == 0 && dense && previous_line != Some(line) {
-                self.count_lines(small, line, end >> LINE, previous_line);
+            if few == 0 && dense {
+                // From the start, as if no run had been read.
+                *self.touched = [0; Order::COUNT];
+                self.fresh = [0; FRESH];
+                self.count_lines(small, first >> LINE, end >> LINE);
                 break;
             }
             let last = run.end.min(end).saturating_sub(1);
@@ -70,10 +118,9 @@ impl<'a> Tally<'a> {
         self.finish();
     }
 
-    /// Reads lines `at..end`; `previous` is the last line that holds a member.
-    fn count_lines<S: PageSet + ?Sized>(&mut self, small: &S, at: u64, end: u64, previous: Option<u64>) {
-        let (mut at, mut previous) = (at, previous);
-        let mut fold = Fold::default();
+    /// Reads lines `at..end`.
+    fn count_lines<S: PageSet + ?Sized>(&mut self, small: &S, at: u64, end: u64) {
+        let (mut at, mut previous) = (at, None);
         // Ends with the lines: `at` grows each time round.
         while at < end {
             let mut line = [0; WORDS];
@@ -96,14 +143,13 @@ impl<'a> Tally<'a> {
                     *touched = touched.saturating_add(count << LINE.saturating_sub(order));
                 }
             } else {
-                fold.add(&line, self.touched);
+                fold(&line, self.touched);
             }
             self.add(at, last, previous, LINE);
             self.lines = self.lines.saturating_add(1);
             previous = Some(last);
             at = last.saturating_add(1);
         }
-        fold.flush(self.touched);
     }
 
     /// Adds the blocks of order `unit` and above that units `first..=last` touch and unit `previous` does not.
@@ -182,61 +228,54 @@ fn bits(value: u64) -> usize {
     64_usize.saturating_sub(value.leading_zeros() as usize)
 }
 
-/// Blocks of order 1 to 8 touched by lines; those of order 1 to 5 in bytes, until one could overflow.
-#[derive(Default)]
-struct Fold {
-    sums: [u64; 5],
-    lines: u32,
-}
-
-impl Fold {
-    #[inline]
-    fn add(&mut self, line: &[u64; WORDS], touched: &mut [u64; Order::COUNT]) {
-        let mut sums = [0_u64; 5];
-        for &word in line {
-            for (sum, blocks) in sums.iter_mut().zip(folded(word)) {
-                *sum = sum.wrapping_add(blocks);
-            }
-        }
-        for (sum, blocks) in self.sums.iter_mut().zip(sums) {
-            *sum = sum.wrapping_add(blocks);
-        }
-        let mut words = line.iter().rev().fold(0_u32, |words, &word| words << 1 | u32::from(word != 0));
-        for (touched, (shift, keep)) in
-            touched.iter_mut().skip(usize::from(WORD)).zip([(0, 0xff), (1, 0x55), (2, 0x11)])
-        {
-            words = (words | words >> shift) & keep;
-            *touched = touched.saturating_add(u64::from(words.count_ones()));
-        }
-        self.lines = self.lines.saturating_add(1);
-        // A line adds at most 4 * 8 to a byte.
-        if self.lines == 7 {
-            self.flush(touched);
-        }
-    }
-
-    fn flush(&mut self, touched: &mut [u64; Order::COUNT]) {
-        for (sum, touched) in self.sums.iter_mut().zip(touched.iter_mut().skip(1)) {
-            let bytes =
-                sum.to_le_bytes().iter().fold(0, |all: u64, &byte| all.saturating_add(u64::from(byte)));
-            *touched = touched.saturating_add(bytes);
-            *sum = 0;
-        }
-        self.lines = 0;
+/// Adds the blocks of order 1 to 11 that the members of a line touch.
+///
+/// The order-1 blocks of a word are in every other bit of it, so those of two words fit into one; of four words the
+/// order-2 blocks, and so on: a line has 32 words of order-1 blocks, 16 of order-2 blocks, and at last one word, in
+/// which bit i says whether word i of the line has members. That one is folded over itself.
+fn fold(line: &[u64; WORDS], touched: &mut [u64; Order::COUNT]) {
+    let one: [u64; 32] = halved(line, 1, 0x5555_5555_5555_5555);
+    let two: [u64; 16] = halved(&one, 2, 0x3333_3333_3333_3333);
+    let three: [u64; 8] = halved(&two, 4, 0x0f0f_0f0f_0f0f_0f0f);
+    let four: [u64; 4] = halved(&three, 8, 0x00ff_00ff_00ff_00ff);
+    let five: [u64; 2] = halved(&four, 16, 0x0000_ffff_0000_ffff);
+    let [six]: [u64; 1] = halved(&five, 32, 0x0000_0000_ffff_ffff);
+    let seven = (six | six >> 1) & 0x5555_5555_5555_5555;
+    let eight = (seven | seven >> 2) & 0x1111_1111_1111_1111;
+    let nine = (eight | eight >> 4) & 0x0101_0101_0101_0101;
+    let ten = (nine | nine >> 8) & 0x0001_0001_0001_0001;
+    let eleven = (ten | ten >> 16) & 0x0000_0001_0000_0001;
+    let blocks = [
+        ones(&one),
+        ones(&two),
+        ones(&three),
+        ones(&four),
+        ones(&five),
+        ones(&[six]),
+        ones(&[seven]),
+        ones(&[eight]),
+        ones(&[nine]),
+        ones(&[ten]),
+        ones(&[eleven]),
+    ];
+    for (touched, blocks) in touched.iter_mut().skip(1).zip(blocks) {
+        *touched = touched.saturating_add(blocks);
     }
 }
 
-/// Blocks of order 1 to 5 that the members of a word touch, as bytes to be added up.
+/// Number of bits that are set.
 #[inline]
-fn folded(word: u64) -> [u64; 5] {
-    const BYTES: u64 = 0x0101_0101_0101_0101;
-    let one = (word | word >> 1) & 0x5555_5555_5555_5555;
-    let two = (one | one >> 2) & 0x1111_1111_1111_1111;
-    let three = (two | two >> 4) & BYTES;
-    let four = (three | three >> 8) & 0x0001_0001_0001_0001;
-    let five = (four | four >> 16) & 0x0000_0001_0000_0001;
-    // One bit in two, up to 32 of them: at most 2 in a nibble, then 4 in a byte.
-    let nibbles = (one & 0x3333_3333_3333_3333).wrapping_add(one >> 2 & 0x3333_3333_3333_3333);
-    let bytes = (nibbles & (BYTES * 15)).wrapping_add(nibbles >> 4 & (BYTES * 15));
-    [bytes, (two & BYTES).wrapping_add(two >> 4 & BYTES), three, four, five]
+fn ones<const N: usize>(words: &[u64; N]) -> u64 {
+    words.iter().fold(0, |sum: u64, word| sum.wrapping_add(u64::from(word.count_ones())))
+}
+
+/// The blocks of the next order, from two words each: those of the first in the bits of `keep`, those of the second
+/// between them.
+#[inline]
+fn halved<const N: usize, const M: usize>(words: &[u64; N], shift: u32, keep: u64) -> [u64; M] {
+    let mut out = [0; M];
+    for (out, [first, second]) in out.iter_mut().zip(words.as_chunks().0) {
+        *out = (first | first >> shift) & keep | ((second | second >> shift) & keep) << shift;
+    }
+    out
 }

@@ -402,13 +402,14 @@ fn large_blocks_at_random() {
         OrderSet::HUGETLB,
         OrderSet::PAGES,
         OrderSet::from_bits(0b1_0010_0100_0000_0001).unwrap(),
+        OrderSet::from_bits(0b100_0010_0100_0000_1001).unwrap(),
     ];
-    for seed in 1..25 {
+    for seed in 1..40 {
         let mut rng = Rng(seed);
         let longest = 1 << rng.next(14);
         let runs = rng.runs(40, 1 << 18, longest);
         let words = bitmap(&runs, 1 << 18);
-        let orders = sets[rng.next(4) as usize];
+        let orders = sets[rng.next(5) as usize];
         let by_runs = FolioLayout::new(block(18), orders, runs.as_slice());
         let by_words = FolioLayout::new(block(18), orders, words.as_slice());
         let want = reference(18, orders, &|page| words[page as usize / 64] >> (page % 64) & 1 != 0);

@@ -13,7 +13,9 @@
 //!
 //! Every folio involved is frozen from before the first change until after the flush. So it does not matter which
 //! of the two states of an entry a reader sees, nor in which order entries change: each head it can find, old or
-//! new, has reference count 0, and it gets no reference. That is invariant I9.
+//! new, has reference count 0, and it gets no reference. That is invariant I9. A reader that saw a count above 0 just
+//! before must have made its attempt when a head becomes a tail: [`FolioBackend::freeze`](folio_split::FolioBackend::freeze)
+//! waits for it.
 
 use crate::{Geometry, Tail};
 use folio_split::PfnBlock;

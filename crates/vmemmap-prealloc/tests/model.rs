@@ -4,7 +4,6 @@
     clippy::cast_possible_truncation,
     clippy::indexing_slicing,
     clippy::unwrap_used,
-    clippy::panic,
     clippy::single_range_in_vec_init,
     reason = "a test that overflows or misses an index has failed"
 )]
@@ -19,8 +18,9 @@ use folio_split::{
 };
 use sept_core::{FrameKind, FrameStore};
 use vmemmap_prealloc::{
-    AtomDone, AtomError, BlockState, Geometry, TailScheme, VmemmapBackend, VmemmapNeeds, install_templates,
-    merge_atom, model::HostModel, optimize, reserve, split_atom,
+    ApplyError, AtomDone, AtomError, BlockState, Geometry, TailScheme, VmemmapBackend, VmemmapNeeds,
+    install_templates, merge_atom, model::HostModel, optimize, pages_to_restore, reserve, restore,
+    split_atom,
 };
 
 /// Without optimization, the slowest failures are tried for one number in so many; with it, for each.
@@ -235,6 +235,53 @@ fn a_boot_block_is_optimized_at_any_layout() {
         let own = Geometry::LINUX_X86_64.own_pages(&t.to_layout().counts());
         assert_eq!(applied.replaced, 128 - own);
         host.check(&t.to_layout());
+        host.carry_out(&t.reversed());
+    }
+}
+
+/// The opposite of optimizing, at any layout; and every store that is too small or counts more than it has.
+#[test]
+fn a_block_gets_its_whole_vmemmap_back() {
+    for tails in [TailScheme::PerOrder, TailScheme::OrderFree, TailScheme::SharedWithHead] {
+        let name = block(11);
+        let host = Host::new(geometry(tails, 1), OrderSet::ALL, &[name]);
+        let Host { model, source } = &host;
+        let t = Transition::new(name, OrderSet::ALL, Empty, 77..90);
+        host.carry_out(&t);
+        let (layout, start) = (t.to_layout(), source.outstanding());
+        let need = pages_to_restore(model, &layout);
+        assert_eq!(need, 32 - Geometry::LINUX_X86_64.own_pages(&layout.counts()));
+        let fill = |pages: u64| {
+            let mut store = Store::default();
+            let needs = sept_core::FrameNeeds::of(FrameKind::Vmemmap, pages as u32);
+            reserve(&needs, name.base().hpa(), source, &mut store).unwrap();
+            store
+        };
+        for have in 0..need {
+            let mut store = fill(have);
+            let frozen = model.freeze(name, 1).unwrap();
+            assert!(matches!(restore(model, &layout, &mut store), Err(ApplyError::Short { .. })));
+            store.lies = (need - have) as u32;
+            let broken = restore(model, &layout, &mut store);
+            assert_eq!(broken, Err(ApplyError::BrokenStore { whole: name, need, got: have }));
+            let flushed = model.flush();
+            model.thaw(frozen);
+            assert_eq!(model.release(name, &flushed, source), have);
+            assert_eq!(source.outstanding(), start);
+            host.check(&layout);
+        }
+        let mut store = fill(need);
+        let frozen = model.freeze(name, 1).unwrap();
+        assert_eq!(restore(model, &layout, &mut store).unwrap().fresh, need);
+        let _ = model.flush();
+        model.thaw(frozen);
+        host.check(&layout);
+        assert_eq!((model.is_optimized(name), pages_to_restore(model, &layout)), (false, 0));
+        let frozen = model.freeze(name, 1).unwrap();
+        assert_eq!(optimize(model, &layout).unwrap().replaced, need);
+        let flushed = model.flush();
+        model.thaw(frozen);
+        assert_eq!(model.release(name, &flushed, source), need);
         host.carry_out(&t.reversed());
     }
 }

@@ -1,5 +1,9 @@
 //! Real pages, one thread: what is planned is used, what is read back is the layout, tails cannot be written.
-#![allow(clippy::unwrap_used, reason = "a test that finds nothing has failed")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::single_range_in_vec_init,
+    reason = "a test that finds nothing has failed"
+)]
 
 mod common;
 

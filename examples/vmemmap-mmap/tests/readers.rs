@@ -2,7 +2,11 @@
 //!
 //! Rounds are counted, never timed. A writer that a reference stops tries again a few times, and then asks the readers
 //! to pause: every run does the same number of changes, however threads are scheduled.
-#![allow(clippy::unwrap_used, reason = "a test that finds nothing has failed")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::single_range_in_vec_init,
+    reason = "a test that finds nothing has failed"
+)]
 
 mod common;
 

@@ -206,7 +206,7 @@ impl Engine<'_, '_> {
     }
 
     /// I2: contents in and around the first and last 2 MiB of what changed, where a mistake would show first.
-    pub fn verify_edges(&mut self, verb: &Verb) {
+    pub(super) fn verify_edges(&mut self, verb: &Verb) {
         let (
             Verb::Share { .. } | Verb::Unshare { .. } | Verb::Punch { .. } | Verb::Poison { .. },
             Some(region),

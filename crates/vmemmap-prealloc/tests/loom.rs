@@ -1,0 +1,403 @@
+//! The atoms themselves, against one reader, under every interleaving: `ci/loom.sh`.
+//!
+//! The block is one folio of order 7 or two of order 6: two pages of the vmemmap, of which the second is a tail or the
+//! head of the second folio. Only the first `struct page` of each is modelled. The reader's CPU caches translations for
+//! as long as it may, until a flush; an instruction of it is a translation and one access, and a flush waits for the one
+//! that is under way. A store to a read-only page, or a look at a page given up, fails the model.
+#![cfg(loom)]
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a model that overflows or misses an index has failed"
+)]
+
+mod common;
+
+use common::{Source, Store};
+use folio_split::{
+    Empty, FlatArray, FolioBackend, IndexModel, Large, Order, OrderSet, OutOfNodes, PageSet, Pfn, PfnBlock,
+    Pinned, Transition, commit_merge, commit_split,
+};
+use loom::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+use sept_core::{Frame, FrameKind, FrameNeeds, FrameSource};
+use vmemmap_prealloc::{
+    Geometry, Tail, VmemmapBackend, VmemmapPage, apply_merge, apply_split, merge_atom, reserve, split_atom,
+};
+
+const WRITABLE: usize = 1 << 8;
+const HEAD: usize = 1 << 8;
+const TAIL: usize = 1 << 9;
+const GIVEN_UP: usize = 1 << 10;
+
+/// The `struct page` at the start of a page of the vmemmap.
+#[derive(Default)]
+struct Memory {
+    state: AtomicUsize,
+    refs: AtomicUsize,
+}
+
+/// What a correct host does and a broken one leaves out.
+#[derive(Clone, Copy, PartialEq)]
+enum Omit {
+    Nothing,
+    /// Freezing does not wait for attempts that saw a head alive.
+    Wait,
+    /// A flush does not reach the reader.
+    Flush,
+    /// Freezing leaves the counts as they are.
+    Freeze,
+}
+
+struct Host {
+    /// Page 0 is the first page of the vmemmap, page 1 the template, page 2 what the second folio gets.
+    memory: [Memory; 3],
+    /// What the two entries of the vmemmap map.
+    entries: [AtomicUsize; 2],
+    /// What the reader's CPU has cached; locked for one instruction.
+    cached: Mutex<[Option<usize>; 2]>,
+    /// Locked while the reader is inside an attempt.
+    attempt: Mutex<()>,
+    books: std::sync::Mutex<Books>,
+    omit: Omit,
+}
+
+#[derive(Default)]
+struct Books {
+    own: Option<Frame>,
+    replaced: Option<Frame>,
+    template: Option<Frame>,
+}
+
+/// Number of a frame's page: [`Source`] counts from 1.
+fn page_of(frame: &Frame) -> usize {
+    (frame.hpa().raw() >> 12) as usize
+}
+
+impl Host {
+    fn new(omit: Omit, source: &Source) -> Self {
+        let host = Self {
+            memory: Default::default(),
+            entries: [AtomicUsize::new(WRITABLE), AtomicUsize::new(1)],
+            cached: Mutex::new([None; 2]),
+            attempt: Mutex::new(()),
+            books: std::sync::Mutex::default(),
+            omit,
+        };
+        host.memory[0].state.store(HEAD | 7, Ordering::Relaxed);
+        host.memory[0].refs.store(1, Ordering::Relaxed);
+        host.memory[1].state.store(TAIL | 7, Ordering::Relaxed);
+        host.books.lock().unwrap().template = source.take(FrameKind::TailTemplate, block().base().hpa());
+        host
+    }
+
+    /// One instruction of the reader.
+    fn access<T>(&self, index: usize, run: impl FnOnce(&Memory, bool) -> T) -> T {
+        let mut cached = self.cached.lock().unwrap();
+        let entry = *cached[index].get_or_insert_with(|| self.entries[index].load(Ordering::Acquire));
+        run(&self.memory[entry & 0xff], entry & WRITABLE != 0)
+    }
+
+    /// Index of the head that the reader finds.
+    fn head(&self, index: usize) -> usize {
+        match self.access(index, |page, _| page.state.load(Ordering::Acquire)) {
+            state if state & HEAD != 0 => index,
+            state if state & TAIL != 0 => index & !1,
+            state => panic!("{state:#x} is a page given up"),
+        }
+    }
+
+    /// Read the head, try to get it, read the head again. Whether there was a reference.
+    fn read(&self, index: usize) -> bool {
+        let attempt = self.attempt.lock().unwrap();
+        let head = self.head(index);
+        let refs = self.access(head, |page, _| page.refs.load(Ordering::Acquire));
+        let got = refs > 0
+            && self.access(head, |page, writable| {
+                assert!(writable, "a store to a read-only page");
+                page.refs.compare_exchange(refs, refs + 1, Ordering::AcqRel, Ordering::Acquire).is_ok()
+            });
+        drop(attempt);
+        if !got {
+            return false;
+        }
+        let same = self.head(index) == head;
+        if same {
+            // The folio stays what it is while the reference is held.
+            for _ in 0..2 {
+                let state = self.access(head, |page, _| page.state.load(Ordering::Acquire));
+                let covers = state == HEAD | 7 || state == HEAD | 6 && head == index;
+                assert!(covers, "a reference for {index} is on {head}, which is {state:#x}");
+            }
+        }
+        self.access(head, |page, writable| {
+            assert!(writable, "a store to a read-only page");
+            assert!(page.refs.fetch_sub(1, Ordering::AcqRel) > 0);
+        });
+        same
+    }
+
+    /// What the writer's CPU sees.
+    fn own(&self, index: usize) -> &Memory {
+        let entry = self.entries[index].load(Ordering::Relaxed);
+        assert!(entry & WRITABLE != 0, "the host stores to a tail");
+        &self.memory[entry & 0xff]
+    }
+
+    /// Positions of the heads.
+    fn heads(&self) -> core::ops::Range<usize> {
+        0..if self.own(0).state.load(Ordering::Relaxed) == HEAD | 7 { 1 } else { 2 }
+    }
+}
+
+fn index_of(folio: PfnBlock) -> usize {
+    (block().offset_of(folio.base()).unwrap() / 64) as usize
+}
+
+impl FolioBackend for Host {
+    type Nodes = ();
+    type Frozen = ();
+
+    fn index(&self) -> &dyn IndexModel {
+        const { &FlatArray::new() }
+    }
+
+    fn reserve_nodes(&self, _nodes: &mut (), _near: PfnBlock, _count: u64) -> Result<(), OutOfNodes> {
+        Ok(())
+    }
+
+    fn nodes_left(&self, _nodes: &()) -> u64 {
+        0
+    }
+
+    fn release_nodes(&self, _nodes: ()) {}
+
+    fn freeze(&self, whole: PfnBlock, _tries: u32) -> Result<(), Pinned> {
+        if self.omit == Omit::Freeze {
+            return Ok(());
+        }
+        for index in self.heads() {
+            if self.own(index).refs.compare_exchange(1, 0, Ordering::AcqRel, Ordering::Acquire).is_err() {
+                (0..index).for_each(|index| self.own(index).refs.store(1, Ordering::Release));
+                return Err(Pinned { first: whole.base() });
+            }
+        }
+        if self.omit != Omit::Wait && self.heads().len() > 1 {
+            drop(self.attempt.lock().unwrap());
+        }
+        Ok(())
+    }
+
+    fn split(&self, _frozen: &mut (), piece: PfnBlock, _nodes: &mut ()) {
+        let page = self.own(index_of(piece));
+        page.refs.store(0, Ordering::Relaxed);
+        page.state.store(HEAD | usize::from(piece.order().raw()), Ordering::Release);
+    }
+
+    fn merge(&self, _frozen: &mut (), whole: PfnBlock) -> u64 {
+        self.own(0).state.store(HEAD | usize::from(whole.order().raw()), Ordering::Release);
+        0
+    }
+
+    fn thaw(&self, _frozen: ()) {
+        self.heads().for_each(|index| self.own(index).refs.store(1, Ordering::Release));
+    }
+}
+
+impl VmemmapBackend for Host {
+    type Fresh = Frame;
+    type Flushed = ();
+
+    fn geometry(&self) -> Geometry {
+        Geometry::LINUX_X86_64
+    }
+
+    fn is_optimized(&self, _block: PfnBlock) -> bool {
+        true
+    }
+
+    fn set_optimized(&self, _block: PfnBlock, _optimized: bool) {}
+
+    fn has_template(&self, _near: PfnBlock, _tail: Tail) -> bool {
+        true
+    }
+
+    fn add_template(&self, _near: PfnBlock, _tail: Tail, page: Frame) -> Result<(), Frame> {
+        Err(page)
+    }
+
+    fn tables_missing(&self, _block: PfnBlock) -> u32 {
+        0
+    }
+
+    fn add_table(&self, _block: PfnBlock, table: Frame) -> Result<(), Frame> {
+        Err(table)
+    }
+
+    fn prepare(&self, at: VmemmapPage, page: Frame) -> Frame {
+        let shown = &self.memory[self.entries[at.index as usize].load(Ordering::Relaxed) & 0xff];
+        let fresh = &self.memory[page_of(&page)];
+        fresh.state.store(shown.state.load(Ordering::Relaxed), Ordering::Relaxed);
+        fresh.refs.store(0, Ordering::Relaxed);
+        page
+    }
+
+    fn write_folio(&self, fresh: &mut Frame, folio: PfnBlock) {
+        self.memory[page_of(fresh)].state.store(HEAD | usize::from(folio.order().raw()), Ordering::Relaxed);
+    }
+
+    fn map_own(&self, at: VmemmapPage, fresh: Frame) {
+        self.entries[at.index as usize].store(page_of(&fresh) | WRITABLE, Ordering::Release);
+        self.books.lock().unwrap().own = Some(fresh);
+    }
+
+    fn map_tail(&self, at: VmemmapPage, _tail: Tail) {
+        self.entries[at.index as usize].store(1, Ordering::Release);
+        let mut books = self.books.lock().unwrap();
+        books.replaced = books.own.take();
+    }
+
+    fn flush(&self) {
+        if self.omit != Omit::Flush {
+            *self.cached.lock().unwrap() = [None; 2];
+        }
+    }
+
+    fn release(&self, _block: PfnBlock, _flushed: &(), to: &dyn FrameSource) -> u64 {
+        let Some(frame) = self.books.lock().unwrap().replaced.take() else { return 0 };
+        self.memory[page_of(&frame)].state.store(GIVEN_UP, Ordering::Relaxed);
+        self.memory[page_of(&frame)].refs.store(GIVEN_UP, Ordering::Relaxed);
+        to.give(FrameKind::Vmemmap, frame);
+        1
+    }
+}
+
+fn block() -> PfnBlock {
+    PfnBlock::new(Pfn::new(0).unwrap(), Order::new(7).unwrap()).unwrap()
+}
+
+fn orders() -> OrderSet {
+    OrderSet::new([0, 6, 7].map(|order| Order::new(order).unwrap())).unwrap()
+}
+
+fn in_two() -> Transition<Empty, Large<core::ops::Range<u64>>> {
+    Transition::new(block(), orders(), Empty, Large(0..64))
+}
+
+fn filled(source: &Source) -> Store {
+    let mut store = Store::default();
+    reserve(&FrameNeeds::of(FrameKind::Vmemmap, 1), block().base().hpa(), source, &mut store).unwrap();
+    store
+}
+
+/// A host on which `before` has run, a reader of page `index`, and a writer that does `change` meanwhile.
+fn race(
+    index: usize,
+    omit: Omit,
+    before: impl Fn(&Host, &Source) + Sync + Send + 'static,
+    change: impl Fn(&Host, &Source) -> bool + Copy + Sync + Send + 'static,
+) {
+    // Both ends of the race are seen: changes that were made and references that were got.
+    let seen = std::sync::Arc::new(std::sync::Mutex::new((0_u64, 0_u64)));
+    let counted = std::sync::Arc::clone(&seen);
+    loom::model(move || {
+        let source = Source::new();
+        let host = Arc::new(Host::new(omit, &source));
+        before(&host, &source);
+        let reader = {
+            let host = Arc::clone(&host);
+            thread::spawn(move || host.read(index))
+        };
+        let changed = change(&host, &source);
+        let got = reader.join().unwrap();
+        assert_eq!(host.own(0).refs.load(Ordering::Relaxed), 1);
+        let mut counted = counted.lock().unwrap();
+        counted.0 += u64::from(changed);
+        counted.1 += u64::from(got);
+    });
+    let (changed, got) = *seen.lock().unwrap();
+    assert!(changed > 0 && got > 0, "{changed} changes, {got} references");
+}
+
+fn split(host: &Host, source: &Source) -> bool {
+    let mut store = filled(source);
+    split_atom(host, host, &in_two(), block(), 1, &mut (), &mut store).is_ok()
+}
+
+fn merge(host: &Host, source: &Source) -> bool {
+    merge_atom(host, host, &in_two().reversed(), block(), 1, source).is_ok()
+}
+
+/// The parts of a split, and the opposite of each before the thaw.
+fn abort(host: &Host, source: &Source, metadata: bool) -> bool {
+    let (t, mut store) = (in_two(), filled(source));
+    if host.freeze(block(), 1).is_err() {
+        return false;
+    }
+    let applied = apply_split(host, &t, block(), &mut store).unwrap();
+    assert_eq!(applied.fresh, 1);
+    let () = host.flush();
+    if metadata {
+        commit_split(host, &t, block(), &mut (), &mut ()).unwrap();
+        commit_merge(host, &t.reversed(), block(), &mut ()).unwrap();
+    }
+    let _ = apply_merge(host, &t.reversed(), block()).unwrap();
+    let () = host.flush();
+    host.thaw(());
+    assert_eq!(host.release(block(), &(), source), 1);
+    true
+}
+
+fn already_split(host: &Host, source: &Source) {
+    assert!(split(host, source));
+}
+
+fn nothing(_: &Host, _: &Source) {}
+
+#[test]
+fn the_model_is_of_the_layouts() {
+    assert!(in_two().to_layout().folios(0).map(|folio| folio.order().raw()).eq([6, 6]));
+    assert_eq!(in_two().to_layout().small().next_large(0), Some(0..64));
+}
+
+#[test]
+fn reader_and_split() {
+    (0..2).for_each(|index| race(index, Omit::Nothing, nothing, split));
+}
+
+#[test]
+fn reader_and_merge() {
+    (0..2).for_each(|index| race(index, Omit::Nothing, already_split, merge));
+}
+
+#[test]
+fn reader_and_abort() {
+    (0..2).for_each(|index| race(index, Omit::Nothing, nothing, |host, source| abort(host, source, false)));
+    (0..2).for_each(|index| race(index, Omit::Nothing, nothing, |host, source| abort(host, source, true)));
+}
+
+#[test]
+#[should_panic(expected = "a store to a read-only page")]
+fn a_freeze_that_does_not_wait_is_found() {
+    race(1, Omit::Wait, already_split, merge);
+}
+
+#[test]
+#[should_panic]
+fn a_flush_that_is_left_out_is_found() {
+    race(1, Omit::Flush, already_split, merge);
+}
+
+#[test]
+#[should_panic]
+fn a_freeze_that_is_left_out_is_found() {
+    race(1, Omit::Freeze, already_split, merge);
+}
