@@ -114,17 +114,20 @@ fn recorded_lines() {
     let script = Script::new()
         .details(0xc000_0b0d_0000_0001, 0x7, 0x8401)
         .status(0x8000_0201_0000_0000)
-        .then(|regs| Regs { rax: 0xc000_0100_0000_0000, ..regs });
+        .then(|regs| Regs { rax: 0xc000_0100_0000_0000, ..regs })
+        .then(|_| Regs { rax: 0, rcx: 1, rdx: 2, r8: 3, r9: 4, r10: 5, r11: 6, r12: 7, r13: 8 });
     let recorder = Recorder::new(script, Vec::new(), 3);
     let at = entry(0x60_0000, Level::L2M);
     let _ = mem::sept_add(&recorder, td(), at, crate::testing::frame(0x1_0200_3000));
     let _ = mem::track(&recorder, td());
     recorder.call(crate::Call::new(Regs { rax: 0x8006, rcx: 0x60_0000, ..Regs::new() }));
+    let _ = mem::sept_remove_v1(&recorder, td(), at);
     let text = std::string::String::from_utf8(recorder.finish().unwrap()).unwrap();
     let expected = [
         r#"{"seq":3,"i":0,"leaf":"TDH.MEM.SEPT.ADD","ver":0,"in":{"rcx":"0x600001","rdx":"0x101000000","r8":"0x102003000"},"out":{"rax":"0xc0000b0d00000001","rcx":"0x7","rdx":"0x8401"}}"#,
         r#"{"seq":3,"i":1,"leaf":"TDH.MEM.TRACK","ver":0,"in":{"rcx":"0x101000000"},"out":{"rax":"0x8000020100000000","rcx":"0x0"}}"#,
         r#"{"seq":3,"i":2,"leaf":"RAW","in":{"rcx":"0x600000","rax":"0x8006"},"out":{"rax":"0xc000010000000000"}}"#,
+        r#"{"seq":3,"i":3,"leaf":"TDH.MEM.SEPT.REMOVE","ver":1,"in":{"rcx":"0x600001","rdx":"0x101000000"},"out":{"rax":"0x0","rcx":"0x1","rdx":"0x2","r8":"0x3","r9":"0x4","r10":"0x5","r11":"0x6","r12":"0x7","r13":"0x8"}}"#,
     ];
     assert_eq!(text.lines().collect::<Vec<_>>(), expected);
 }

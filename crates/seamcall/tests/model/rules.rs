@@ -124,6 +124,7 @@ fn an_entry_that_is_given_up_can_be_accepted() {
         let td = Td::new(bench_machine.lp(0), &NoKick, (), *bench.td.description()).with_observer(&listener);
         let error = refused(td.block(two_mib()), Status::OPERAND_BUSY, Class::Quiesce);
         assert!(error.is_entry_busy());
+        assert_eq!(listener.hold.get().is_none(), gave_up_well, "the reader repeats too");
         if let Some(hold) = listener.hold.take() {
             bench_machine.release(hold);
             let refusal = bench.guest().accept(two_mib().gpa(), Level::L2M);
