@@ -38,7 +38,9 @@ pub(crate) fn disagreements(scenario: &Scenario, options: &Options) -> Vec<Strin
         wrong.operation(&format!("{}: {text}", expected.line), came, expected, options);
     }
     let totals = &outcome.report.totals;
-    wrong.equal("pages verified", totals.pages_verified, verdict.pages_verified);
+    // The engine may look more often than a scenario asks it to.
+    let looked = totals.pages_verified.min(verdict.pages_verified);
+    wrong.equal("pages verified, at least", looked, verdict.pages_verified);
     wrong.equal("pages poisoned", totals.pages_poisoned, verdict.pages_poisoned);
     let fatal = scenario
         .ops
