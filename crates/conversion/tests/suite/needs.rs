@@ -70,7 +70,11 @@ fn ranges_around_every_edge() {
             if start < end && start < host.pages() {
                 let plan = Plan::new(&host, share(start..end)).unwrap();
                 let want = sigma(&(start..end), GIB) + sigma(&(start..end), 512);
-                assert_eq!(plan.needs().frames[FrameKind::TeeTable], u32::try_from(want).unwrap(), "{start}..{end}");
+                assert_eq!(
+                    plan.needs().frames[FrameKind::TeeTable],
+                    u32::try_from(want).unwrap(),
+                    "{start}..{end}"
+                );
                 assert_eq!(plan.needs().frames[FrameKind::MirrorTable], u32::try_from(want).unwrap());
             }
         }

@@ -3,8 +3,8 @@
 use crate::common::{
     ALL, COARSE, HUGETLB, PAGES, TWO,
     drive::{
-        Trace, accept, accepted, begin, finish, populate, promote, promoted, request, run, share, step, steps,
-        unshare,
+        Trace, accept, accepted, begin, finish, populate, promote, promoted, request, run, share, step,
+        steps, unshare,
     },
     host::{Host, Store, orders},
     world::{Page, World},
@@ -203,8 +203,10 @@ fn bound_does_not_change_the_end() {
         ]
     };
     for &(block, list) in SETS {
-        let images: Vec<_> = [1, 2, 7, u32::MAX]
-            .into_iter()
+        let bounds: &[u32] = if block == 9 { &[1, 2, 7, u32::MAX] } else { &[5, u32::MAX] };
+        let images: Vec<_> = bounds
+            .iter()
+            .copied()
             .map(|bound| {
                 let host = host(block, list);
                 let mut world = promoted(&host);
@@ -231,7 +233,8 @@ fn parked_between_any_two_steps() {
             let _ = step(&host, &world, &mut commit, 1, &mut trace).unwrap();
         }
         // This block is taken; the other one is free.
-        let held = Plan::new(&host, share(60..61)).unwrap().reserve(&host, &host.pool, Store::default()).unwrap();
+        let held =
+            Plan::new(&host, share(60..61)).unwrap().reserve(&host, &host.pool, Store::default()).unwrap();
         let refused = held.commit(&host).unwrap_err();
         assert_eq!(refused.error, Refusal::Contended);
         let _ = refused.held.release(&host, &host.pool);
@@ -267,4 +270,16 @@ fn lazily_populated_memory_converts_for_nothing() {
     // One page for the free 512 GiB slot, one for the free 1 GiB slot; the 2 MiB are mapped at once.
     assert_eq!(done.used.frames[FrameKind::TeeTable], 2);
     assert_eq!(host.leaves(), [0, 1, 0]);
+}
+
+#[test]
+fn a_range_is_cut_at_blocks() {
+    let host = Host::new(9, 5, orders(TWO));
+    let whole = share(100..2300);
+    let (first, rest) = whole.cut(&host, 2);
+    assert_eq!((Host::window(first.range), Host::window(rest.unwrap().range)), (100..1024, 1024..2300));
+    let (second, rest) = rest.unwrap().cut(&host, 0);
+    assert_eq!((Host::window(second.range), Host::window(rest.unwrap().range)), (1024..1536, 1536..2300));
+    assert_eq!(rest.unwrap().cut(&host, 9), (rest.unwrap(), None));
+    assert_eq!(share(0..2560).cut(&host, 5).1, None);
 }

@@ -13,10 +13,23 @@ use sept_core::Level;
 #[derive(Clone, Debug)]
 enum Act {
     /// An operation, and how many steps to take before it is cancelled.
-    Operate { kind: u8, start: u64, len: u64, bound: u32, cancel: Option<u32> },
-    Accept { start: u64, len: u64 },
-    Promote { bound: u32 },
-    Pin { page: u64 },
+    Operate {
+        kind: u8,
+        start: u64,
+        len: u64,
+        bound: u32,
+        cancel: Option<u32>,
+    },
+    Accept {
+        start: u64,
+        len: u64,
+    },
+    Promote {
+        bound: u32,
+    },
+    Pin {
+        page: u64,
+    },
     Unpin,
 }
 
@@ -43,7 +56,10 @@ fn wanted(host: &Host, kind: u8, start: u64, len: u64, lazy: bool) -> Request {
         0 | 1 => Operation::Share,
         2 | 3 => Operation::Unshare { merge: !lazy },
         4 => Operation::Populate { largest: Level::L2M, around: false },
-        5 => Operation::Populate { largest: if len % 2 == 0 { Level::L2M } else { Level::L4K }, around: true },
+        5 => Operation::Populate {
+            largest: if len.is_multiple_of(2) { Level::L2M } else { Level::L4K },
+            around: true,
+        },
         6 => Operation::Punch,
         7 => Operation::Coalesce,
         _ => Operation::Isolate,

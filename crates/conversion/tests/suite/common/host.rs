@@ -128,16 +128,7 @@ impl Host {
         let arena = Arena::new(Hpa::truncate(POOL), usize::try_from(FRAMES).unwrap(), Box::new(|_, _| {}));
         let table = SecurePageTable::new(TdxConfig::LEVELS_4, arena, tee, root);
         let ram = RamLedger::new(Hpa::truncate(RAM), pages);
-        Self {
-            table,
-            mm,
-            pool,
-            ram,
-            state: Mutex::default(),
-            orders,
-            block_order,
-            blocks,
-        }
+        Self { table, mm, pool, ram, state: Mutex::default(), orders, block_order, blocks }
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -253,7 +244,10 @@ impl Platform for Host {
         let State { shared: attribute, mapped, poisoned, .. } = &mut *state;
         // The host maps what it may.
         for set in [attribute, mapped] {
-            for page in Self::window(range).filter(|&page| set.has(page) != shared && !poisoned.has(page)).collect::<Vec<_>>() {
+            for page in Self::window(range)
+                .filter(|&page| set.has(page) != shared && !poisoned.has(page))
+                .collect::<Vec<_>>()
+            {
                 set.set(page..page + 1, shared);
             }
         }

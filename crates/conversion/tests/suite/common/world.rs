@@ -140,9 +140,12 @@ impl Host {
         assert_eq!(self.pool.faults(), Vec::new());
         {
             let state = self.state();
-            let ours = |run: Range<u64>| state.shared.next(run.start).is_some_and(|shared| {
-                shared.start == run.start && run.end <= shared.end
-            });
+            let ours = |run: Range<u64>| {
+                state
+                    .shared
+                    .next(run.start)
+                    .is_some_and(|shared| shared.start == run.start && run.end <= shared.end)
+            };
             assert!(state.mapped.iter().all(ours), "I6: the host maps private pages");
         }
         let mut next = 0;
@@ -207,12 +210,14 @@ impl Host {
             assert!(state.claims.is_empty() && state.converting.is_empty(), "left claimed or converting");
             for (run, page) in world.runs(0..self.pages()) {
                 let shared = state.shared.next(run.start).filter(|shared| shared.start < run.end);
-                let all = shared.as_ref().is_some_and(|shared| shared.start == run.start && shared.end >= run.end);
+                let all =
+                    shared.as_ref().is_some_and(|shared| shared.start == run.start && shared.end >= run.end);
                 assert!(
                     if page == Page::Shared { all } else { shared.is_none() || page == Page::Poisoned },
                     "{run:?} should be {page:?}, shared is {shared:?}"
                 );
-                let small = state.small.next(run.start).is_some_and(|it| it.start == run.start && run.end <= it.end);
+                let small =
+                    state.small.next(run.start).is_some_and(|it| it.start == run.start && run.end <= it.end);
                 assert!(
                     !matches!(page, Page::Shared | Page::Poisoned) || small,
                     "{run:?} is {page:?} and not all small"
@@ -232,7 +237,10 @@ impl Host {
         let counters = self.mm.counters();
         let number = |count: u64| u32::try_from(count).unwrap();
         let mut want = behind
-            .plus(FrameNeeds::of(FrameKind::Vmemmap, number(counters.vmemmap_pages + counters.replaced_pages)))
+            .plus(FrameNeeds::of(
+                FrameKind::Vmemmap,
+                number(counters.vmemmap_pages + counters.replaced_pages),
+            ))
             .plus(FrameNeeds::of(FrameKind::VmemmapTable, number(counters.tables)))
             .plus(FrameNeeds::of(FrameKind::TailTemplate, number(counters.templates)));
         want[FrameKind::MirrorTable] = behind[FrameKind::TeeTable] + 1;
@@ -269,7 +277,8 @@ impl Host {
     /// Whether small pages are exactly those that must be (canonical layout).
     pub(crate) fn is_canonical(&self) -> bool {
         let state = self.state();
-        (0..self.pages()).all(|page| state.small.has(page) == (state.shared.has(page) || state.poisoned.has(page)))
+        (0..self.pages())
+            .all(|page| state.small.has(page) == (state.shared.has(page) || state.poisoned.has(page)))
     }
 }
 
