@@ -51,9 +51,12 @@ pub enum Event {
     RolledBack,
 }
 
-/// Receives [`Event`]s.
+/// Receives [`Event`]s. `()` ignores them; a closure will do.
+///
+/// A blocked window of the guest begins with [`Event::Blocked`] `{ outside: true, .. }` and ends with the `Split`, `Merged`
+/// or `Declined` of the same entry, or with the end of a cancelled commit: number and length are the observer's to count.
 pub trait Observer {
-    /// `event` has happened.
+    /// `event` has happened. Called inside a step; must not wait.
     fn event(&mut self, event: Event);
 }
 

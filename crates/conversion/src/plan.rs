@@ -1,4 +1,7 @@
 //! Plan: what an operation needs, exactly, before anything happens.
+//!
+//! Nothing is locked and nothing written. The answer is right for the moment of the look; commit asks the same questions
+//! again once nobody else may change the answers.
 
 use crate::{
     Needs, Operation, Platform, Request, TeeError,

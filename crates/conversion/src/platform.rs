@@ -105,6 +105,17 @@ impl Block {
 }
 
 /// The host's half of a conversion: the one type parameter that a hypervisor implements.
+///
+/// All methods take `&self` and are called from [`Plan`](crate::Plan) at any time, and from
+/// [`Commit`](crate::Commit) and [`Promotion`](crate::Promotion) inside their steps; none may wait. A host without
+/// folios or without the vmemmap optimization uses [`NoFolios`](folio_split::NoFolios) and
+/// [`NoVmemmap`](vmemmap_prealloc::NoVmemmap).
+///
+/// The smallest host that works:
+///
+/// ```
+#[doc = include_str!("../examples/toy.rs")]
+/// ```
 pub trait Platform {
     /// The stage-2 half.
     type Tee: Tee;
@@ -128,13 +139,14 @@ pub trait Platform {
     /// Orders that folios may have.
     fn orders(&self) -> OrderSet;
 
-    /// The block that backs `gpa`; `None` if there is no memory.
+    /// The block that backs `gpa`; `None` if there is no memory. The same answer for every address of a block.
     fn block_of(&self, gpa: Gpa) -> Option<Block>;
 
     /// First run of a page set at or after page `from` of `block`, in pages from its base. Stateless.
     fn next_run(&self, block: &Block, set: Pages, from: u64) -> Option<Range<u64>>;
 
-    /// Records which pages of `window` the folio layout keeps at order 0.
+    /// Records whether the folio layout keeps the pages of `window`, numbered from the block's base, at order 0. Comes right
+    /// after the folios were changed; faults read the largest leaf they may map from it. Cannot fail.
     fn set_small(&self, block: &Block, window: Range<u64>, small: bool);
 
     /// Stores the attribute of `range`, poisoned pages left as they are. From here on faults follow it. Cannot fail:
@@ -144,10 +156,17 @@ pub trait Platform {
     /// Whether `gpa` is shared.
     fn visibility(&self, gpa: Gpa) -> Visibility;
 
-    /// First page of `range` that the host holds a reference on.
+    /// First page of `range` that the host holds a reference on. Asked in plans as advice, and once more when
+    /// [`Platform::host_flushed`] has said yes: then the answer decides, because nobody can take a reference any more.
     fn next_pinned(&self, range: GpaRange) -> Option<Gpa>;
 
-    /// Marks or unmarks a range as converting: faults inside wait, those that began earlier look again.
+    /// Marks or unmarks a range as converting. From the return of this call until it is unmarked,
+    ///
+    /// * a fault inside the range waits, and one that began earlier looks at the mark and the attribute again before it
+    ///   maps (one whose call into the TEE is under way may end);
+    /// * no fault beside it maps a leaf that reaches into the range, or one larger than the folios will be: with folio
+    ///   orders between 2 MiB and 4 KiB missing or far apart, that is 4 KiB within the folio around either end;
+    /// * no host mapping of the range is made.
     fn set_converting(&self, range: GpaRange, converting: bool);
 
     /// Drops host mappings of `range` (user, shared second stage, IOMMU) and starts their flush.
@@ -156,10 +175,11 @@ pub trait Platform {
     /// Whether the flush has ended everywhere. Never waits.
     fn host_flushed(&self, flush: Self::Flush) -> bool;
 
-    /// The guest page at `at`, clean and unmapped, to be given to the TEE.
+    /// The guest page at `at`, of its size, clean and unmapped, to be given to the TEE. `None` if part of it is not to
+    /// be mapped: poisoned, or not there.
     fn lend(&self, at: GpaEntry) -> Option<Frame>;
 
-    /// A page that came back from the TEE, overwritten.
+    /// A page that came back from the TEE, overwritten, or one that was lent and refused.
     fn take_back(&self, at: GpaEntry, page: Frame);
 
     /// The page at `gpa` has a memory error, owns its `struct page` and is out of the TEE: mark it, never use it.

@@ -1,7 +1,8 @@
-//! What can be asked for, and what it takes.
+//! What can be asked for, and what it takes. Plain values.
 
+use crate::Platform;
 use core::fmt;
-use sept_core::{FrameKind, FrameNeeds, GpaRange, Level};
+use sept_core::{FrameKind, FrameNeeds, Gpa, GpaRange, Level};
 
 /// An operation on a range of guest memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,6 +52,29 @@ impl Request {
     /// Whether it only maps what is private already, as a fault does.
     pub(crate) const fn is_fault(&self) -> bool {
         matches!(self.operation, Operation::Populate { .. } | Operation::Prepare)
+    }
+
+    /// The first part of this request, of at most `blocks` blocks (0 counts as 1), and the rest. Each part is a complete
+    /// operation by itself: carried out one after the other, the start of the rest says how far they came.
+    ///
+    /// Memory without a block is not cut. One look-up for each block.
+    pub fn cut<P: Platform>(self, platform: &P, blocks: u32) -> (Self, Option<Self>) {
+        let range = self.range;
+        let mut next = range.start().raw();
+        for _ in 0..blocks.max(1) {
+            let block =
+                Gpa::new(next).filter(|gpa| range.contains(*gpa)).and_then(|gpa| platform.block_of(gpa));
+            match block {
+                Some(block) => next = block.end(),
+                None => break,
+            }
+        }
+        let part = |start: Gpa, end: u64| GpaRange::new(start, end.checked_sub(start.raw())?);
+        let rest = Gpa::new(next).and_then(|gpa| part(gpa, range.end()));
+        match (part(range.start(), next.min(range.end())), rest) {
+            (Some(first), Some(rest)) => (Self { range: first, ..self }, Some(Self { range: rest, ..self })),
+            _ => (self, None),
+        }
     }
 
     /// Whether pages are taken out of the guest.
@@ -127,12 +151,14 @@ impl fmt::Display for Needs {
         let mut separator = "";
         for kind in FrameKind::ALL {
             if self.frames[kind] != 0 {
-                write!(f, "{separator}{} {kind}s", self.frames[kind])?;
+                let s = if self.frames[kind] == 1 { "" } else { "s" };
+                write!(f, "{separator}{} {kind}{s}", self.frames[kind])?;
                 separator = ", ";
             }
         }
         if self.index_nodes != 0 {
-            write!(f, "{separator}{} index nodes", self.index_nodes)?;
+            let s = if self.index_nodes == 1 { "" } else { "s" };
+            write!(f, "{separator}{} index node{s}", self.index_nodes)?;
             separator = ", ";
         }
         if separator.is_empty() { f.write_str("nothing") } else { Ok(()) }

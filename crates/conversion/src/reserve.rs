@@ -1,4 +1,7 @@
 //! Reserve: all allocation happens here, and only here.
+//!
+//! A reservation is a plan, frames in storage of the caller's choice and index nodes. What a call takes is all or nothing;
+//! a call that fails gives its owned arguments back, and what they held before is in them again.
 
 use crate::{Needs, Plan, PlanError, Platform, Request, TeeError};
 use core::fmt;
@@ -75,7 +78,8 @@ impl<P: Platform> Reservation<P> {
     ///
     /// # Errors
     ///
-    /// The reservation comes back; it may hold more than before, never less than its plan needs.
+    /// The reservation comes back, for the plan it was made for; it may hold more index nodes than before, and no less of
+    /// anything. Index nodes that are no longer needed stay until it is released.
     pub fn refit(
         mut self,
         platform: &P,

@@ -2,7 +2,7 @@
 //!
 //! Plan and commit both read the answers here, so they cannot differ. Nothing is stored: each question is a walk.
 
-use crate::{Block, Operation, Platform, Request, Tee, TeeError, layout::Target};
+use crate::{Block, Operation, Pages, Platform, Request, Tee, TeeError, layout::Target, platform::SetOf};
 use folio_split::{FolioLayout, Order};
 use sept_core::{Entry, Found, FrameNeeds, Gpa, GpaEntry, GpaRange, Hpa, LeafState, Level};
 
@@ -149,6 +149,8 @@ pub(crate) enum Slot {
     Link { at: GpaEntry, backing: Option<Hpa> },
     /// An empty table stands where a 2 MiB leaf fits: take it out.
     Unlink,
+    /// One 2 MiB leaf was to fit, but its folio could not be merged: leave it to a fault.
+    Skip,
     /// A leaf that the guest has not accepted is too large: split it.
     Split { hpa: Hpa },
 }
@@ -239,7 +241,7 @@ impl Mapping {
             let Some(block) = &block else { return Ok(None) };
             let target = Target::new(platform, *block, request);
             let missing = match self.slot(platform, block, region, &target)? {
-                Slot::Ready | Slot::MapLarge => continue,
+                Slot::Ready | Slot::MapLarge | Slot::Skip => continue,
                 Slot::Unlink => {
                     releasable = releasable.plus(tee.table_cost(region.slot, backing(block, region.slot)));
                     continue;
@@ -289,4 +291,13 @@ impl Mapping {
 /// The memory that a table at `at` will map, if the block holds all of it.
 pub(crate) fn backing(block: &Block, at: GpaEntry) -> Option<Hpa> {
     block.backs(at).then(|| block.hpa(at.gpa()))
+}
+
+/// Whether the provider guarantees one folio at least as large as `at`.
+pub(crate) fn declared<P: Platform>(platform: &P, at: GpaEntry) -> bool {
+    platform.block_of(at.gpa()).is_some_and(|block| {
+        let small = SetOf { platform, block, set: Pages::Small };
+        let layout = FolioLayout::new(block.pfn(), platform.orders(), small);
+        block.backs(at) && layout.folio_at(block.page(at.gpa())).order().raw() >= at.level().order()
+    })
 }

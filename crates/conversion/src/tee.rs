@@ -12,55 +12,164 @@ use sept_core::{
 
 /// A secure second-stage table: what conversion, population and promotion need of it.
 ///
-/// The contract of each method is that of the method of the same name of [`SecurePageTable`].
-#[expect(missing_docs, reason = "documented by the trait's contract")]
-#[expect(clippy::missing_errors_doc, reason = "documented by the trait's contract")]
+/// Every method is one bounded call that takes `&self`; several threads may call at once. Each changes one entry
+/// completely or not at all. An implementation that is not a [`SecurePageTable`] keeps the contract of the method of the
+/// same name there.
 pub trait Tee {
+    /// Why a call was refused; its [`Class`](sept_core::Class) decides what the caller does.
     type Error: Classify;
+    /// Names a fence or grace period under way.
     type Ticket: Copy + Debug;
+    /// Proof that what was blocked before a fence is out of the guest's reach.
     type Fenced: Copy + Debug;
+    /// Proof that software walks which began before are over.
     type Quiet: Copy + Debug;
+    /// Tables that were taken out and are not frames yet. Dropping it leaks them.
     type Obligation: Debug;
 
     /// Largest page that can be mapped at once.
     fn max_map(&self) -> Level;
+
     /// Largest page that merging can make.
     fn max_leaf(&self) -> Level;
 
+    /// Where the walk for `gpa` ends. At most one read per level.
+    ///
+    /// # Errors
+    ///
+    /// `gpa` is not private memory of this guest.
     fn lookup(&self, gpa: Gpa) -> Result<Found, Self::Error>;
+
+    /// The entry exactly at `at`, below blocked tables too.
+    ///
+    /// # Errors
+    ///
+    /// No table leads there (class *caller*), or an entry above is being changed (*retry*).
     fn entry(&self, at: GpaEntry) -> Result<Entry, Self::Error>;
+
+    /// Entries in use in the table at `at`, 0 to 512; `None` if there is no table.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tee::entry`].
     fn live(&self, at: GpaEntry) -> Result<Option<u64>, Self::Error>;
+
+    /// Frames that a table below `at` takes, exactly; `backing` is the memory of `at`'s size behind it, if it is one
+    /// piece. The same answer for as long as the table lives.
     fn table_cost(&self, at: GpaEntry, backing: Option<Hpa>) -> FrameNeeds;
+
+    /// Hangs an empty table into the free entry `at` with [`Tee::table_cost`] frames of `from`.
+    ///
+    /// # Errors
+    ///
+    /// Nothing changed, and `from` holds what it held.
     fn link(&self, at: GpaEntry, backing: Option<Hpa>, from: &mut dyn FrameStore) -> Result<(), Self::Error>;
+
+    /// Maps `page`, of `at`'s size, at the free entry `at`.
+    ///
+    /// # Errors
+    ///
+    /// Nothing changed; the page comes back.
     fn map(&self, at: GpaEntry, page: Frame, fill: Fill) -> Result<(), Returned<Self::Error, Frame>>;
+
+    /// Hides a page or table from the guest. One that is hidden already stays so.
+    ///
+    /// # Errors
+    ///
+    /// Nothing changed.
     fn block(&self, at: GpaEntry) -> Result<(), Self::Error>;
+
+    /// Shows an entry that was blocked before `fence` again.
+    ///
+    /// # Errors
+    ///
+    /// Nothing changed.
     fn unblock(&self, at: GpaEntry, fence: &Self::Fenced) -> Result<(), Self::Error>;
+
+    /// Starts a fence for everything blocked so far.
+    ///
+    /// # Errors
+    ///
+    /// None was started.
     fn fence(&self) -> Result<Self::Ticket, Self::Error>;
+
+    /// Starts a grace period for software walks only.
     fn grace(&self) -> Self::Ticket;
+
+    /// The proof, once the fence has ended. Never waits; `None` for a grace period.
     fn fenced(&self, ticket: Self::Ticket) -> Option<Self::Fenced>;
+
+    /// The proof, once the fence or grace period has ended. Never waits.
     fn quiet(&self, ticket: Self::Ticket) -> Option<Self::Quiet>;
+
+    /// Splits the page at `at`, blocked before `fence`, into 512, content kept, with [`Tee::table_cost`] frames of `from`.
+    ///
+    /// # Errors
+    ///
+    /// Nothing changed, and `from` holds what it held.
     fn split(&self, at: GpaEntry, fence: &Self::Fenced, from: &mut dyn FrameStore)
     -> Result<(), Self::Error>;
+
+    /// Merges the table at `at`, blocked before `fence`, into one page, content kept; the table goes to `into`.
+    ///
+    /// # Errors
+    ///
+    /// Nothing changed.
     fn merge(
         &self,
         at: GpaEntry,
         fence: &Self::Fenced,
         into: &mut Self::Obligation,
     ) -> Result<(), Self::Error>;
+
+    /// Whether the table at `at` could be merged as far as the host knows.
+    ///
+    /// # Errors
+    ///
+    /// The first obstacle.
     fn mergeable(&self, at: GpaEntry) -> Result<(), Self::Error>;
+
+    /// Asks the TEE what `at` holds and notes an acceptance. Also the way to give up after contention.
+    ///
+    /// # Errors
+    ///
+    /// Nothing was noted.
     fn probe(&self, at: GpaEntry) -> Result<Observed, Self::Error>;
+
+    /// Takes the page at `at`, blocked before `fence`, out of the guest; its content is lost.
+    ///
+    /// # Errors
+    ///
+    /// Nothing changed.
     fn remove(&self, at: GpaEntry, fence: &Self::Fenced) -> Result<Frame<Tainted>, Self::Error>;
+
+    /// Takes the empty table at `at`, blocked before `fence`, out and adds it to `into`.
+    ///
+    /// # Errors
+    ///
+    /// Nothing changed.
     fn unlink(
         &self,
         at: GpaEntry,
         fence: &Self::Fenced,
         into: &mut Self::Obligation,
     ) -> Result<(), Self::Error>;
+
+    /// Writes a removed page back and overwrites it.
+    ///
+    /// # Errors
+    ///
+    /// The page comes back, still tainted.
     fn reclaim(&self, page: Frame<Tainted>) -> Result<Frame, Returned<Self::Error, Frame<Tainted>>>;
 
+    /// An empty obligation.
     fn obligation(&self) -> Self::Obligation;
+
+    /// Whether anything waits in `owed`.
     fn owes(&self, owed: &Self::Obligation) -> bool;
-    /// Settles what it can; the rest stays in `owed`. Says what was given to `to`.
+
+    /// Settles what it can; the rest stays in `owed`. Says what was given to `to`, and why it stopped: an error, or
+    /// `None` if `quiet` does not cover all of it.
     fn settle(
         &self,
         owed: &mut Self::Obligation,

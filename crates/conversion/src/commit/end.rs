@@ -129,6 +129,12 @@ pub enum CommitError<E> {
         /// Order of the folio.
         order: u8,
     },
+    /// A leaf is larger than the folio that the platform's record guarantees: something was mapped too large.
+    #[error("{leaf} is larger than the folio that is recorded for it")]
+    TooLarge {
+        /// The leaf.
+        leaf: GpaEntry,
+    },
     /// Memory without a block, or a leaf that reaches beyond the range: the platform broke its claim.
     #[error("{gpa:#x} changed under the claim")]
     Changed {
@@ -143,7 +149,7 @@ impl<E: Classify + 'static> Classify for CommitError<E> {
             Self::Tee { error, .. } => error.class(),
             Self::Contended { .. } | Self::Pinned { .. } => Class::Retry,
             Self::Layout { error, .. } => error.class(),
-            Self::LargerLeaf { .. } | Self::Changed { .. } => Class::Caller,
+            Self::LargerLeaf { .. } | Self::TooLarge { .. } | Self::Changed { .. } => Class::Caller,
         }
     }
 }

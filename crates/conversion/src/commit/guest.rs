@@ -4,7 +4,7 @@ use super::{Commit, CommitError, Turn, cursor::Budget, order::Phase};
 use crate::{
     Event, Observer, Operation, Platform, Tee, TeeError, Visibility,
     layout::{RelayError, chunk_end, gpa_of, relay},
-    stage2::{Ends, Slot, look, undo_range},
+    stage2::{Ends, Slot, declared, look, undo_range},
 };
 use sept_core::{Class, Classify, Entry, Found, FrameSource, Gpa, GpaEntry, Level, Returned};
 use vmemmap_prealloc::AtomError;
@@ -14,6 +14,11 @@ pub(super) type Turned<P> = Result<Turn, Error<P>>;
 
 pub(super) fn tee_error<E>(at: GpaEntry) -> impl Fn(E) -> CommitError<E> {
     move |error| CommitError::Tee { at, error }
+}
+
+/// Refuses a leaf larger than its folio before the TEE hears of it: the provider broke I1.
+fn fits<P: Platform>(platform: &P, leaf: GpaEntry) -> Result<(), Error<P>> {
+    if declared(platform, leaf) { Ok(()) } else { Err(CommitError::TooLarge { leaf }) }
 }
 
 impl<P: Platform> Commit<P> {
@@ -82,6 +87,7 @@ impl<P: Platform> Commit<P> {
         if self.mapping().is_some() {
             return self.each_region(platform, budget, |commit, budget, region, slot| {
                 if let Slot::Split { .. } = slot {
+                    fits(platform, region.slot)?;
                     commit.block(platform, region.slot, true, observer)?;
                     budget.call();
                 }
@@ -91,6 +97,7 @@ impl<P: Platform> Commit<P> {
         let ends = Ends::of(platform, &self.request(), level);
         while !budget.is_spent() {
             let Some((at, _)) = ends.next_leaf(platform.tee(), self.at.next)? else { return Ok(Turn::Done) };
+            fits(platform, at)?;
             self.block(platform, at, true, observer)?;
             budget.call();
             self.at.next = at.end();
@@ -147,6 +154,7 @@ impl<P: Platform> Commit<P> {
                 if !self.request().range.covers(found.at) {
                     return Err(CommitError::Changed { gpa: found.at.gpa() });
                 }
+                fits(platform, found.at)?;
                 self.block(platform, found.at, false, observer)?;
                 budget.call();
             }

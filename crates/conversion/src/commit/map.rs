@@ -8,7 +8,7 @@ use super::{
 use crate::{
     Event, Needs, Observer, Platform, Tee, Visibility,
     layout::Target,
-    stage2::{Mapping, Region, Slot, look, region},
+    stage2::{Mapping, Region, Slot, declared, look, region},
 };
 use sept_core::{Entry, Fill, FrameSource, GpaEntry, Level, Returned};
 
@@ -97,6 +97,7 @@ impl<P: Platform> Commit<P> {
                     self.map_one(platform, region.slot, budget, observer)?;
                     self.at.next = region.slot.end();
                 }
+                Slot::Skip => self.at.next = region.slot.end(),
                 Slot::Ready | Slot::Unlink | Slot::Split { .. } if !mapping.pages => {
                     self.at.next = region.slot.end();
                 }
@@ -198,6 +199,12 @@ impl<P: Platform> Commit<P> {
         let gpa = region.part.start();
         let Some(block) = platform.block_of(gpa) else { return Err(CommitError::Changed { gpa }) };
         let target = Target::new(platform, block, &self.request());
-        Ok(mapping.slot(platform, &block, region, &target)?)
+        let slot = mapping.slot(platform, &block, region, &target)?;
+        // A merge that could not freeze its folios leaves them smaller than planned.
+        Ok(match slot {
+            Slot::MapLarge if !declared(platform, region.slot) => Slot::Skip,
+            Slot::Unlink if !declared(platform, region.slot) => Slot::Ready,
+            slot => slot,
+        })
     }
 }

@@ -5,11 +5,9 @@
 
 #![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
     clippy::arithmetic_side_effects,
-    clippy::std_instead_of_core,
     reason = "tests fail by panicking; their numbers are small"
 )]
 
@@ -18,4 +16,6 @@ mod faults;
 mod needs;
 mod operations;
 mod pins;
+mod promotion;
 mod random;
+mod reserve;

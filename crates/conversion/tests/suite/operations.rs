@@ -203,8 +203,10 @@ fn bound_does_not_change_the_end() {
         ]
     };
     for &(block, list) in SETS {
-        let images: Vec<_> = [1, 2, 7, u32::MAX]
-            .into_iter()
+        let bounds: &[u32] = if block == 9 { &[1, 2, 7, u32::MAX] } else { &[5, u32::MAX] };
+        let images: Vec<_> = bounds
+            .iter()
+            .copied()
             .map(|bound| {
                 let host = host(block, list);
                 let mut world = promoted(&host);
@@ -268,4 +270,16 @@ fn lazily_populated_memory_converts_for_nothing() {
     // One page for the free 512 GiB slot, one for the free 1 GiB slot; the 2 MiB are mapped at once.
     assert_eq!(done.used.frames[FrameKind::TeeTable], 2);
     assert_eq!(host.leaves(), [0, 1, 0]);
+}
+
+#[test]
+fn a_range_is_cut_at_blocks() {
+    let host = Host::new(9, 5, orders(TWO));
+    let whole = share(100..2300);
+    let (first, rest) = whole.cut(&host, 2);
+    assert_eq!((Host::window(first.range), Host::window(rest.unwrap().range)), (100..1024, 1024..2300));
+    let (second, rest) = rest.unwrap().cut(&host, 0);
+    assert_eq!((Host::window(second.range), Host::window(rest.unwrap().range)), (1024..1536, 1536..2300));
+    assert_eq!(rest.unwrap().cut(&host, 9), (rest.unwrap(), None));
+    assert_eq!(share(0..2560).cut(&host, 5).1, None);
 }

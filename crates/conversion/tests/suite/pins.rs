@@ -120,19 +120,14 @@ fn a_held_folio_stays_small() {
         let mut world = promoted(&host);
         let before = host.image();
         let _ = run(&host, &mut world, share(100..300), 50);
+        host.state().at_flush_end = Some(Box::new(|host| assert!(host.mm.pin(Host::pfn(110)))));
         let mut commit = begin(&host, unshare(100..300, true));
         let mut trace = Trace::default();
-        while trace.steps < 4 {
-            let _ = step(&host, &world, &mut commit, 1, &mut trace).unwrap();
-            if trace.steps == 1 {
-                host.state().pins.clear();
-                assert!(host.mm.pin(Host::pfn(90)));
-            }
-        }
         steps(&host, &world, &mut commit, 1, &mut trace);
         let done = finish(&host, &mut world, commit, trace);
         assert_eq!(done.outcome, Outcome::Converted);
-        assert!(host.mm.unpin(Host::pfn(90)));
+        assert!(!host.is_canonical());
+        assert!(host.mm.unpin(Host::pfn(110)));
         host.check(&world);
         let _ = run(
             &host,
@@ -143,6 +138,35 @@ fn a_held_folio_stays_small() {
         assert!(host.is_canonical());
         assert_eq!(host.image().counters, before.counters);
     }
+}
+
+/// The same for 2 MiB that could be mapped at once: no leaf may be larger than the folios that stayed small.
+#[test]
+fn no_large_leaf_over_folios_that_stayed_small() {
+    for keep_table in [false, true] {
+        let host = Host::new(9, 2, orders(TWO));
+        let mut world = promoted(&host);
+        let first = if keep_table { 0..100 } else { 0..512 };
+        let _ = run(&host, &mut world, share(first), 50);
+        let _ = run(&host, &mut world, share(0..512), 50);
+        // In the last moment before folios are merged, somebody looks at one of them.
+        host.state().at_flush_end = Some(Box::new(|host| assert!(host.mm.pin(Host::pfn(90)))));
+        let mut commit = begin(&host, unshare(0..512, true));
+        let mut trace = Trace::default();
+        steps(&host, &world, &mut commit, 1, &mut trace);
+        let done = finish_unmapped(&host, commit, trace);
+        assert_eq!(done, Outcome::Converted);
+        let mapped = if keep_table { [512, 1, 0] } else { [0, 1, 0] };
+        assert_eq!(host.leaves(), mapped);
+        assert!(host.mm.unpin(Host::pfn(90)));
+    }
+}
+
+fn finish_unmapped(host: &Host, commit: gpa_conversion::Commit<Host>, _: Trace) -> Outcome {
+    let receipt = commit.finish(host).unwrap();
+    assert_eq!(receipt.used, receipt.planned);
+    let _ = receipt.rest.release(host, &host.pool);
+    receipt.outcome
 }
 
 /// A fault that began before the claim is still in the TEE while the range is blocked: it is waited for.
@@ -167,9 +191,11 @@ fn a_fault_in_flight_is_waited_for() {
         })
     };
     is_inside.recv().unwrap();
-    let contended = PlanError::Contended { at: GpaEntry::new(Host::gpa(5), Level::L4K).unwrap() };
-    assert_eq!(Plan::new(&*host, share(5..6)), Ok(Plan::new(&*host, share(5..6)).unwrap()));
-    assert_eq!(contended.class_of(), Class::Retry);
+    // What is asked for ends before the entry, or stops at it.
+    assert!(Plan::new(&*host, share(0..4)).is_ok());
+    let at = GpaEntry::new(Host::gpa(5), Level::L4K).unwrap();
+    let refused = Plan::new(&*host, crate::common::drive::populate(5..8)).unwrap_err();
+    assert_eq!((refused, refused.class()), (PlanError::Contended { at }, Class::Retry));
     let mut commit = begin(&host, share(0..8));
     let mut refused = 0;
     for _ in 0..50 {
@@ -188,16 +214,6 @@ fn a_fault_in_flight_is_waited_for() {
     steps(&host, &world, &mut commit, 1, &mut trace);
     let _ = finish(&host, &mut world, commit, trace);
     assert!(world.is_all(0..8, Page::Shared));
-}
-
-trait ClassOf {
-    fn class_of(&self) -> Class;
-}
-
-impl ClassOf for PlanError<gpa_conversion::TeeError<Host>> {
-    fn class_of(&self) -> Class {
-        self.class()
-    }
 }
 
 /// A fault maps a large leaf in the last moment before the range is marked: the plan made under the claim sees it.

@@ -56,9 +56,10 @@ fn wanted(host: &Host, kind: u8, start: u64, len: u64, lazy: bool) -> Request {
         0 | 1 => Operation::Share,
         2 | 3 => Operation::Unshare { merge: !lazy },
         4 => Operation::Populate { largest: Level::L2M, around: false },
-        5 => {
-            Operation::Populate { largest: if len % 2 == 0 { Level::L2M } else { Level::L4K }, around: true }
-        }
+        5 => Operation::Populate {
+            largest: if len.is_multiple_of(2) { Level::L2M } else { Level::L4K },
+            around: true,
+        },
         6 => Operation::Punch,
         7 => Operation::Coalesce,
         _ => Operation::Isolate,

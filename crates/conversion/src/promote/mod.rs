@@ -16,14 +16,11 @@
 //! A [`Promotion`] borrows nothing and holds no claim: run it while no conversion of the range is under way. It takes no
 //! memory; it gives table pages back.
 
-use crate::{
-    Bound, Event, Needs, Observer, Pages, Platform, Step, Tee, TeeError, commit::Budget, platform::SetOf,
-    stage2::backing,
-};
-use folio_split::FolioLayout;
-use sept_core::{
-    Class, Classify, Entry, FrameNeeds, FrameSource, Gpa, GpaEntry, GpaRange, Hpa, LeafState, Level, Observed,
-};
+mod candidates;
+
+use crate::{Bound, Event, Needs, Observer, Platform, Step, Tee, TeeError, commit::Budget, stage2::backing};
+use candidates::Verdict;
+use sept_core::{Class, Classify, Entry, FrameNeeds, FrameSource, Gpa, GpaEntry, GpaRange, Hpa, Level};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
@@ -218,73 +215,6 @@ impl<P: Platform> Promotion<P> {
         Ok(())
     }
 
-    /// Drops the candidate `at` because of a refusal at `page`, unless the TEE is lost.
-    fn decline(
-        &mut self,
-        at: GpaEntry,
-        page: GpaEntry,
-        error: TeeError<P>,
-        observer: &mut impl Observer,
-    ) -> Result<(), TeeError<P>> {
-        match error.class() {
-            Class::Fatal => return Err(error),
-            Class::Retry | Class::Quiesce => self.refused = Some(page),
-            _ => {}
-        }
-        observer.event(Event::Declined { at, pages: at.level().child().unwrap_or(Level::L4K) });
-        Ok(())
-    }
-
-    /// Reads the entry that was refused last, so that no mark of the refused call keeps the guest out of it.
-    fn give_way(&mut self, platform: &P, budget: &mut Budget) -> Result<(), TeeError<P>> {
-        let Some(at) = self.refused else { return Ok(()) };
-        budget.call();
-        match platform.tee().probe(at) {
-            Err(error) if error.class() != Class::Caller => Err(error),
-            _ => {
-                self.refused = None;
-                Ok(())
-            }
-        }
-    }
-
-    /// Whether the table at `at` can be merged: its pages are accepted and belong to one large folio.
-    fn qualifies(
-        &self,
-        platform: &P,
-        at: GpaEntry,
-        budget: &mut Budget,
-    ) -> Result<Verdict, (GpaEntry, TeeError<P>)> {
-        let tee = platform.tee();
-        let of = |entry: GpaEntry| move |error| (entry, error);
-        let found = tee.lookup(at.gpa()).map_err(of(at))?;
-        let leaf = matches!(found.entry, Entry::Leaf { .. });
-        if !leaf || Some(found.at.level()) != at.level().child() || found.hidden || !declared(platform, at) {
-            return Ok(Verdict::No);
-        }
-        if tee.live(at).map_err(of(at))? != Some(512) {
-            return Ok(Verdict::No);
-        }
-        for index in 0..512 {
-            let Some(page) = at.child(index) else { return Ok(Verdict::No) };
-            match tee.entry(page).map_err(of(page))? {
-                Entry::Leaf { state: LeafState::Mapped, blocked: None, .. } => {}
-                Entry::Leaf { state: LeafState::Pending, blocked: None, .. } => {
-                    // What was learnt stays in the mirror: the next look begins where this one ends.
-                    if budget.is_spent() {
-                        return Ok(Verdict::Later);
-                    }
-                    budget.call();
-                    if tee.probe(page).map_err(of(page))? != Observed::Leaf(LeafState::Mapped) {
-                        return Ok(Verdict::No);
-                    }
-                }
-                _ => return Ok(Verdict::No),
-            }
-        }
-        Ok(if tee.mergeable(at).is_ok() { Verdict::Yes } else { Verdict::No })
-    }
-
     fn fence(
         &mut self,
         platform: &P,
@@ -403,26 +333,9 @@ impl<P: Platform> Promotion<P> {
     }
 }
 
-/// What a look at a candidate came to.
-enum Verdict {
-    Yes,
-    No,
-    /// The budget was spent.
-    Later,
-}
-
 /// The memory behind the pages of a table.
 fn backed<P: Platform>(platform: &P, at: GpaEntry) -> Option<Hpa> {
     backing(&platform.block_of(at.gpa())?, at)
-}
-
-/// Whether the provider guarantees one folio at least as large as `at`.
-fn declared<P: Platform>(platform: &P, at: GpaEntry) -> bool {
-    platform.block_of(at.gpa()).is_some_and(|block| {
-        let small = SetOf { platform, block, set: Pages::Small };
-        let layout = FolioLayout::new(block.pfn(), platform.orders(), small);
-        block.backs(at) && layout.folio_at(block.page(at.gpa())).order().raw() >= at.level().order()
-    })
 }
 
 impl<P: Platform> core::fmt::Debug for Promotion<P> {
