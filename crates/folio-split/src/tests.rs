@@ -2,8 +2,6 @@
 #![expect(
     clippy::arithmetic_side_effects,
     clippy::cast_possible_truncation,
-    clippy::indexing_slicing,
-    clippy::unwrap_used,
     clippy::single_range_in_vec_init,
     reason = "a test that overflows or misses an index has failed"
 )]
