@@ -417,6 +417,23 @@ fn large_blocks_at_random() {
     }
 }
 
+/// A set that is read as runs, as a handful of them, or in lines of words: orders that are no members count nothing.
+#[test]
+fn counts_do_not_depend_on_how_a_set_is_read() {
+    let some = OrderSet::from_bits(1 << 18 | 1 << 13 | 1 << 10 | 1 << 3 | 1).unwrap();
+    for orders in [some, OrderSet::ALL, OrderSet::HUGETLB] {
+        for count in 1..70 {
+            let runs: Vec<_> = (0..count).map(|i| i * 1000 + 5..i * 1000 + 9 + i).collect();
+            let words = bitmap(&runs, 1 << 18);
+            let by_runs = FolioLayout::new(block(18), orders, runs.as_slice()).counts();
+            let by_words = FolioLayout::new(block(18), orders, words.as_slice()).counts();
+            assert!(by_runs == by_words, "{count} runs, {orders}");
+            let members = by_runs.by_order().map(|(order, folios)| folios << order.raw()).sum::<u64>();
+            assert_eq!(members, 1 << 18);
+        }
+    }
+}
+
 fn check_counts_large(orders: &[u8], counts: &LayoutCounts) {
     for o in 0..=18_u8 {
         let pages = orders.iter().filter(|&&of| of == o).count() as u64;
