@@ -3,7 +3,8 @@
 
 use arbitrary::Arbitrary;
 use folio_split::{
-    Change, FolioLayout, IndexModel, Large, Order, OrderSet, PageSet, Pfn, PfnBlock, Transition, Union, XArray,
+    Change, FolioLayout, IndexModel, Large, Order, OrderSet, PageSet, Pfn, PfnBlock, Transition, Union,
+    XArray,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -66,7 +67,10 @@ fn listed(order: u8, orders: OrderSet, small: &[u64], large: &[u64]) -> Vec<u8> 
 fn check(order: u8, layout: &FolioLayout<impl PageSet>, want: &[u8]) {
     let mut at = 0;
     for folio in layout.folios(0) {
-        assert_eq!((layout.block().offset_of(folio.base()), folio.order().raw()), (Some(at), want[at as usize]));
+        assert_eq!(
+            (layout.block().offset_of(folio.base()), folio.order().raw()),
+            (Some(at), want[at as usize])
+        );
         assert_eq!(layout.folio_at(at + folio.pages() - 1), folio);
         at += folio.pages();
     }
@@ -75,7 +79,8 @@ fn check(order: u8, layout: &FolioLayout<impl PageSet>, want: &[u8]) {
     let mut folios = 0;
     for o in (0..=order).map(|o| Order::new(o).unwrap()) {
         let of = want.iter().filter(|&&of| of == o.raw()).count() as u64 >> o.raw();
-        let broken = want.chunks(1 << o.raw()).filter(|chunk| chunk.iter().any(|&of| of < o.raw())).count() as u64;
+        let broken =
+            want.chunks(1 << o.raw()).filter(|chunk| chunk.iter().any(|&of| of < o.raw())).count() as u64;
         assert_eq!((counts.folios_of(o), counts.fragmented(o)), (of, broken), "order {o}");
         folios += of;
     }

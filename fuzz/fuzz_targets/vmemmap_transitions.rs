@@ -13,7 +13,8 @@ use sept_core::{
 use std::ops::Range;
 use vmemmap_prealloc::{
     AtomError, Geometry, TailScheme, VmemmapBackend, VmemmapNeeds, apply_merge, apply_split, give_back,
-    install_templates, merge_atom, model::HostModel, optimize, pages_to_restore, reserve, restore, split_atom,
+    install_templates, merge_atom, model::HostModel, optimize, pages_to_restore, reserve, restore,
+    split_atom,
 };
 
 #[derive(Arbitrary, Debug)]
@@ -39,7 +40,8 @@ enum Step {
 
 fn set(runs: &[(u16, u8)], pages: u64) -> Vec<Range<u64>> {
     let mut out: Vec<Range<u64>> = Vec::new();
-    let mut runs: Vec<_> = runs.iter().take(8).map(|&(start, len)| (u64::from(start) % pages, u64::from(len))).collect();
+    let mut runs: Vec<_> =
+        runs.iter().take(8).map(|&(start, len)| (u64::from(start) % pages, u64::from(len))).collect();
     runs.sort_unstable();
     for (start, len) in runs {
         let end = (start + len + 1).min(pages);
@@ -57,7 +59,8 @@ fuzz_target!(|input: Input| {
     let orders = OrderSet::from_bits(input.orders & OrderSet::ALL.bits() | 1).unwrap();
     let tails = [TailScheme::PerOrder, TailScheme::OrderFree, TailScheme::SharedWithHead];
     let geometry =
-        Geometry::new(64, 4096, u64::from(input.reserved % 3) + 1, tails[usize::from(input.tails % 3)]).unwrap();
+        Geometry::new(64, 4096, u64::from(input.reserved % 3) + 1, tails[usize::from(input.tails % 3)])
+            .unwrap();
     let block = PfnBlock::new(Pfn::new(3 << order).unwrap(), Order::new(order).unwrap()).unwrap();
     let pool = FramePool::new(Hpa::new(1 << 30).unwrap(), 1 << 12);
     let host = HostModel::new(geometry, orders);
@@ -188,7 +191,11 @@ fn abort(
     assert_eq!((host.counters().in_use(), pool.outstanding()), before);
 }
 
-fn again<A: folio_split::PageSet, B: folio_split::PageSet>(host: &HostModel, pool: &FramePool, t: &Transition<A, B>) {
+fn again<A: folio_split::PageSet, B: folio_split::PageSet>(
+    host: &HostModel,
+    pool: &FramePool,
+    t: &Transition<A, B>,
+) {
     let (block, layout) = (t.block(), t.from_layout());
     if !host.is_optimized(block) {
         return;

@@ -128,11 +128,13 @@ impl XArray {
 
 impl IndexModel for XArray {
     fn nodes(&self, layout: &LayoutCounts) -> u64 {
-        let step = usize::from(self.chunk.raw().max(1));
-        (self.chunk.raw()..=layout.order().raw())
-            .step_by(step)
-            .filter_map(Order::new)
-            .fold(0, |sum: u64, order| sum.saturating_add(layout.fragmented(order)))
+        let (mut raw, mut sum) = (self.chunk.raw(), 0_u64);
+        // Ends with the orders: a chunk is at least 1.
+        while let Some(order) = Order::new(raw).filter(|&order| order <= layout.order()) {
+            sum = sum.saturating_add(layout.fragmented(order));
+            raw = raw.saturating_add(self.chunk.raw().max(1));
+        }
+        sum
     }
 }
 

@@ -2,8 +2,6 @@
 #![expect(
     clippy::arithmetic_side_effects,
     clippy::cast_possible_truncation,
-    clippy::indexing_slicing,
-    clippy::unwrap_used,
     clippy::single_range_in_vec_init,
     reason = "a test that overflows or misses an index has failed"
 )]
@@ -416,6 +414,23 @@ fn large_blocks_at_random() {
         assert!(orders_of(&by_runs) == want, "seed {seed}");
         check_counts_large(&want, &by_runs.counts());
         assert_eq!(by_runs.counts(), by_words.counts());
+    }
+}
+
+/// A set that is read as runs, as a handful of them, or in lines of words: orders that are no members count nothing.
+#[test]
+fn counts_do_not_depend_on_how_a_set_is_read() {
+    let some = OrderSet::from_bits(1 << 18 | 1 << 13 | 1 << 10 | 1 << 3 | 1).unwrap();
+    for orders in [some, OrderSet::ALL, OrderSet::HUGETLB] {
+        for count in 1..70 {
+            let runs: Vec<_> = (0..count).map(|i| i / 2 * 1000 + i % 2 * 2).map(|at| at..at + 1).collect();
+            let words = bitmap(&runs, 1 << 18);
+            let by_runs = FolioLayout::new(block(18), orders, runs.as_slice()).counts();
+            let by_words = FolioLayout::new(block(18), orders, words.as_slice()).counts();
+            assert!(by_runs == by_words, "{count} runs, {orders}");
+            let members = by_runs.by_order().map(|(order, folios)| folios << order.raw()).sum::<u64>();
+            assert_eq!(members, 1 << 18);
+        }
     }
 }
 

@@ -1,8 +1,11 @@
 //! A plan allocates nothing.
 
-use core::cell::Cell;
+use core::{
+    alloc::{GlobalAlloc, Layout},
+    cell::Cell,
+};
 use folio_split::{Empty, Order, OrderSet, Pfn, PfnBlock, Transition, XArray};
-use std::alloc::{GlobalAlloc, Layout, System};
+use std::alloc::System;
 use vmemmap_prealloc::{BlockState, Geometry, Savings, VmemmapNeeds};
 
 struct Counting;
