@@ -4,3 +4,5 @@ source "$(dirname "$0")/env.sh"
 command='cargo test --workspace --all-features'
 grep -qFx "$command" README.md || { echo "README.md does not give the test command: $command"; exit 1; }
 $command
+# Misuse that must not compile: builds a project of its own, so it is not part of the everyday command.
+cargo test -p seamcall --all-features --test misuse -- --ignored

@@ -173,7 +173,7 @@ impl Mapping {
         let range = request.range;
         match request.operation {
             Operation::Unshare { .. } => {
-                Some(Self { range, largest: Level::L2M, around: false, split: false, pages: true })
+                Some(Self { range, largest: Level::L2M, around: false, split: true, pages: true })
             }
             Operation::Populate { largest, around } => {
                 Some(Self { range, largest, around, split: !around, pages: true })

@@ -12,7 +12,7 @@
 //! | share | split boundary leaves (1G round, then 2M round), block the range, fence, split folios, remove, store attribute |
 //! | isolate | the same for one page, which is marked poisoned in place of the attribute |
 //! | punch | the same without folios and attribute |
-//! | unshare | drop host mappings, flush, look at pins, store attribute, merge folios, take out empty tables, map |
+//! | unshare | drop host mappings, flush, look at pins, store attribute, merge folios, split and map as populate does |
 //! | populate | split leaves that are too large, take out empty tables, map |
 //! | prepare | link tables |
 //! | coalesce | merge folios |

@@ -87,7 +87,7 @@ impl<T: Tee> Cursor<T> {
             Phase::HideBlock | Phase::HideFence if operation == Operation::Punch => Phase::Remove,
             Phase::HideBlock | Phase::HideFence => Phase::Layout,
             Phase::Layout if operation == Operation::Coalesce => Phase::Grace,
-            Phase::Layout if maps => Phase::EmptyBlock,
+            Phase::Layout if maps => Phase::SplitBlock(Level::L2M),
             Phase::Layout => Phase::Remove,
             Phase::Remove if operation == Operation::Share => Phase::StoreShared,
             Phase::EmptyBlock if self.blocked => Phase::EmptyFence,

@@ -224,6 +224,7 @@ impl Engine<'_, '_> {
         if accept {
             self.running()?;
         }
+        self.learn(range, Level::L2M)?;
         let merge = self.is_eager();
         self.convert(Request::new(range, Operation::Unshare { merge }), report)?;
         self.oracle.update(region, |page| if shared(page) { Page::Unaccepted } else { page });

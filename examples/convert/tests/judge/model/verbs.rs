@@ -74,7 +74,7 @@ impl Model<'_> {
                 };
                 self.change(range, was_shared);
                 self.relay(range);
-                let how = Populate { range, large: true, around: false, split: false, leaf: Leaf::Pending };
+                let how = Populate { range, large: true, around: false, split: true, leaf: Leaf::Pending };
                 *account = self.populate(how);
                 if accept {
                     self.accept(range, account);
