@@ -17,7 +17,7 @@ use sept_core::{
 /// same name there.
 pub trait Tee {
     /// Why a call was refused; its [`Class`](sept_core::Class) decides what the caller does.
-    type Error: Classify;
+    type Error: Classify + 'static;
     /// Names a fence or grace period under way.
     type Ticket: Copy + Debug;
     /// Proof that what was blocked before a fence is out of the guest's reach.
