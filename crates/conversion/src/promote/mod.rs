@@ -33,7 +33,7 @@ enum Phase {
     Ended,
 }
 
-/// A promotion pass over a range. See the [module](self).
+/// A promotion pass over a range. See the protocol in the source of this module.
 #[must_use = "a pass that is not stepped to its end leaves tables blocked"]
 pub struct Promotion<P: Platform> {
     range: GpaRange,

@@ -3,7 +3,8 @@
 use crate::common::{
     COARSE, TWO,
     drive::{
-        Done, Trace, begin, finish, insist, populate, promote, promoted, request, run, share, steps, unshare,
+        Done, Trace, accept, begin, finish, insist, populate, promote, promoted, request, run, share, steps,
+        unshare,
     },
     host::{Host, orders},
     world::{Page, World},
@@ -28,27 +29,29 @@ const OPS: [MockOp; 11] = [
     MockOp::WriteBack,
 ];
 
-/// Hosts in states that the requests below have something to do in.
+/// Three blocks with content, some of it shared and some punched; one that was never mapped; and one with an empty table.
 fn rich() -> (Host, World) {
-    let host = Host::new(9, 3, orders(TWO));
-    let mut world = promoted(&host);
-    let _ = run(&host, &mut world, share(3 * 512 - 40..3 * 512 - 30), 9);
-    let _ = run(&host, &mut world, request(1024..1536 - 100, Operation::Punch), 9);
+    let host = Host::new(9, 5, orders(TWO));
+    let mut world = World::new(host.pages());
+    let _ = run(&host, &mut world, populate(0..1536), u32::MAX);
+    accept(&host, &mut world, 0..1536);
+    let _ = run(&host, &mut world, share(1496..1506), 9);
+    let _ = run(&host, &mut world, request(1024..1040, Operation::Punch), 9);
+    let _ = run(&host, &mut world, request(2048..2049, Operation::Prepare), 9);
     (host, world)
 }
 
-/// Requests for [`rich`] with the kinds of memory they take.
+/// Requests for [`rich`].
 fn requests() -> Vec<Request> {
-    let all = 3 * 512;
     vec![
-        share(500..520),
+        share(500..516),
         request(7..8, Operation::Isolate),
-        request(300..700, Operation::Punch),
-        unshare(all - 40..all - 30, true),
-        unshare(all - 50..all, false),
-        populate(1024..all),
-        request(1030..1040, Operation::Populate { largest: Level::L2M, around: true }),
-        request(1024..1100, Operation::Prepare),
+        request(508..1025, Operation::Punch),
+        unshare(1496..1506, true),
+        unshare(1490..1540, false),
+        populate(1024..2560),
+        request(1030..1033, Operation::Populate { largest: Level::L2M, around: true }),
+        request(1530..1600, Operation::Prepare),
     ]
 }
 
@@ -64,6 +67,7 @@ fn once(
     let mut commit = begin(&host, requests()[index]);
     let calls = host.mock().calls(op);
     host.mock().fail(op, nth, fault);
+    host.state().leaky = fault == MockFault::Fatal && op == MockOp::WriteBack;
     let mut trace = Trace::default();
     let error = insist(&host, &world, &mut commit, 1_000, &mut trace);
     let reached = host.mock().calls(op) >= calls + nth;

@@ -118,13 +118,13 @@ fn punch_keeps_attribute_and_folios() {
     for &(block, list) in SETS {
         let host = host(block, list);
         let mut world = promoted(&host);
-        let done = run(&host, &mut world, request(100..700, Operation::Punch), 1);
+        let done = run(&host, &mut world, request(450..560, Operation::Punch), 1);
         assert_eq!(done.used.index_nodes, 0);
         assert_eq!(done.used.frames[FrameKind::Vmemmap], 0);
-        let again = run(&host, &mut world, request(100..700, Operation::Punch), 1);
+        let again = run(&host, &mut world, request(450..560, Operation::Punch), 1);
         assert!(again.used.is_none());
-        let _ = run(&host, &mut world, populate(100..700), 1);
-        accept(&host, &mut world, 100..700);
+        let _ = run(&host, &mut world, populate(450..560), 1);
+        accept(&host, &mut world, 450..560);
         let _ = promote(&host, &world, u32::MAX);
         assert!(world.is_all(0..host.pages(), Page::Accepted));
     }
@@ -140,9 +140,9 @@ fn isolate_costs_one_page() {
         let again = run(&host, &mut world, request(300..301, Operation::Isolate), 1);
         assert!(again.used.is_none());
         // Round about it life goes on; the page stays what it is.
-        let _ = run(&host, &mut world, share(200..400), 1);
-        let _ = run(&host, &mut world, unshare(200..400, true), 1);
-        accept(&host, &mut world, 200..400);
+        let _ = run(&host, &mut world, share(280..320), 1);
+        let _ = run(&host, &mut world, unshare(280..320, true), 1);
+        accept(&host, &mut world, 280..320);
         let _ = promote(&host, &world, u32::MAX);
         assert_eq!(world.at(300), Page::Poisoned);
         assert!(world.is_all(301..host.pages(), Page::Accepted));
@@ -195,15 +195,15 @@ fn nothing_to_do_costs_nothing() {
 fn bound_does_not_change_the_end() {
     let requests = |pages: u64| {
         [
-            share(5..900.min(pages)),
-            request(400..401, Operation::Isolate),
-            unshare(5..700, true),
-            request(100..650, Operation::Punch),
+            share(450..1030.min(pages)),
+            request(500..501, Operation::Isolate),
+            unshare(470..700, true),
+            request(440..520, Operation::Punch),
             populate(0..pages),
         ]
     };
     for &(block, list) in SETS {
-        let bounds: &[u32] = if block == 9 { &[1, 2, 7, u32::MAX] } else { &[5, u32::MAX] };
+        let bounds: &[u32] = if block == 9 { &[1, 7, u32::MAX] } else { &[9, u32::MAX] };
         let images: Vec<_> = bounds
             .iter()
             .copied()

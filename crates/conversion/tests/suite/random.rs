@@ -167,10 +167,10 @@ fn huge_host(host: &Host) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
-    fn small_blocks(set in 0_usize..4, lazy: bool, metadata: bool, acts in prop::collection::vec(acts(), 1..25)) {
+    fn small_blocks(set in 0_usize..4, lazy: bool, metadata: bool, acts in prop::collection::vec(acts(), 1..16)) {
         let list = [TWO, ALL, PAGES, &[9, 6, 0]][set];
         let host = if metadata { Host::with_metadata(9, 2, orders(list)) } else { Host::new(9, 2, orders(list)) };
         sequence(&host, acts, lazy);

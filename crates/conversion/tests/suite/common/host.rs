@@ -82,6 +82,9 @@ pub(crate) struct State {
     pub(crate) broken: Vec<Frame<Tainted>>,
     /// What other reservations hold.
     pub(crate) elsewhere: Needs,
+    pub(crate) looks: u64,
+    /// Whether a lost TEE may have kept frames.
+    pub(crate) leaky: bool,
     pub(crate) hold_flush: bool,
     pub(crate) at_flush_end: Option<Hook>,
     pub(crate) at_converting: Option<Hook>,

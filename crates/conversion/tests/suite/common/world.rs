@@ -148,10 +148,14 @@ impl Host {
             };
             assert!(state.mapped.iter().all(ours), "I6: the host maps private pages");
         }
-        let mut next = 0;
+        let near = self.in_sight(at_work.as_ref());
+        let mut next = near.start;
         for leaf in self.mock().leaves() {
             let first = Self::page(leaf.at.gpa());
             let pages = first..first + leaf.at.level().pages();
+            if pages.end <= near.start || near.end <= pages.start {
+                continue;
+            }
             self.check_leaf(&leaf, pages.clone(), at_work.is_some());
             self.check_hole(world, next..first, at_work.as_ref());
             for (run, page) in world.runs(pages.clone()) {
@@ -165,7 +169,19 @@ impl Host {
             }
             next = pages.end;
         }
-        self.check_hole(world, next..self.pages(), at_work.as_ref());
+        self.check_hole(world, next..near.end, at_work.as_ref());
+    }
+
+    /// What is looked at after this step: what it works at and the neighbours, and everything now and then.
+    fn in_sight(&self, at_work: Option<&Range<u64>>) -> Range<u64> {
+        let mut state = self.state();
+        state.looks += 1;
+        match at_work {
+            Some(work) if !state.looks.is_multiple_of(16) => {
+                work.start.saturating_sub(8)..(work.end + 8).min(self.pages())
+            }
+            _ => 0..self.pages(),
+        }
     }
 
     /// I1, I6, and the mirror says the same.
@@ -245,7 +261,9 @@ impl Host {
             .plus(FrameNeeds::of(FrameKind::TailTemplate, number(counters.templates)));
         want[FrameKind::MirrorTable] = behind[FrameKind::TeeTable] + 1;
         let elsewhere = self.state().elsewhere;
-        assert_eq!(self.pool.outstanding(), want.plus(elsewhere.frames), "frames leaked or given back twice");
+        let (have, want) = (self.pool.outstanding(), want.plus(elsewhere.frames));
+        let kept = self.state().leaky && have.covers(&want);
+        assert!(have == want || kept, "frames leaked or given back twice: {have:?}, not {want:?}");
         assert_eq!(counters.reserved_nodes, elsewhere.index_nodes);
         let mapped: u64 = self.mock().leaves().iter().map(|leaf| leaf.at.level().pages()).sum();
         let broken = u64::try_from(self.state().broken.len()).unwrap();
