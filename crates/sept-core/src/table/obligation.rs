@@ -149,7 +149,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
             );
             match entry {
                 Entry::Table { hpa, .. } | Entry::Closed { hpa, .. } if at_once => {
-                    free_table(hpa, to, settled)
+                    free_table(hpa, to, settled);
                 }
                 Entry::Table { hpa, .. } | Entry::Closed { hpa, .. } => {
                     if let Some(below) = sibling(base, index).child(0) {
