@@ -2,7 +2,7 @@
 
 use super::{Entries, Found, SecurePageTable};
 use crate::{Entry, External, Format, Gpa, GpaEntry, GpaRange, Hpa, LeafState, TableMemory};
-use core::{fmt, iter::Peekable};
+use core::fmt;
 
 /// Pages of one size and state whose guest and host addresses both go on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,13 +35,15 @@ impl fmt::Display for Run {
 
 /// Iterator over the [`Run`]s of a range, in address order. Made by [`SecurePageTable::runs`].
 pub struct Runs<'a, F: Format, M: TableMemory + 'a, X: External> {
-    entries: Peekable<Entries<'a, F, M, X>>,
+    entries: Entries<'a, F, M, X>,
+    /// An entry that was looked at and does not belong to the run before it.
+    ahead: Option<Found>,
 }
 
 impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// What `range` maps, as runs. Allocation-free; as long as [`SecurePageTable::entries`].
     pub fn runs(&self, range: GpaRange) -> Runs<'_, F, M, X> {
-        Runs { entries: self.entries(range).peekable() }
+        Runs { entries: self.entries(range), ahead: None }
     }
 }
 
@@ -54,7 +56,8 @@ impl<F: Format, M: TableMemory, X: External> Iterator for Runs<'_, F, M, X> {
     type Item = Run;
 
     fn next(&mut self) -> Option<Run> {
-        let mut run = self.entries.find_map(|found| run_of(&found))?;
+        let ahead = self.ahead.take().and_then(|found| run_of(&found));
+        let mut run = ahead.or_else(|| self.entries.find_map(|found| run_of(&found)))?;
         let goes_on = |run: &Run, found: &Found| {
             let bytes = run.count << run.at.level().shift();
             run_of(found).is_some_and(|next| {
@@ -64,7 +67,11 @@ impl<F: Format, M: TableMemory, X: External> Iterator for Runs<'_, F, M, X> {
                     && next.hpa.raw() == run.hpa.raw().wrapping_add(bytes)
             })
         };
-        while self.entries.next_if(|found| goes_on(&run, found)).is_some() {
+        for found in &mut self.entries {
+            if !goes_on(&run, &found) {
+                self.ahead = Some(found);
+                break;
+            }
             run.count = run.count.saturating_add(1);
         }
         Some(run)
