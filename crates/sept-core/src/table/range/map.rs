@@ -181,7 +181,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// # Errors
     ///
     /// [`RangeError::Stale`] and [`RangeError::Pages`] change nothing. After [`RangeError::Stopped`] the range is mapped
-    /// up to `next`; the pages for the rest and the frames not used come back.
+    /// up to `next`; the pages for the rest and the frames not used come back. Empty tables on the way to `next` may stay.
     pub fn map_range<S: FrameStore>(
         &self,
         reserved: Reserved<MapPlan, S>,
@@ -195,6 +195,10 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         }
         let now = match self.plan_map(range, hpa, largest) {
             Ok(plan) => plan.needs,
+            Err(RangeError::Stopped { error, .. }) => {
+                // Nothing is mapped, wherever the obstacle is.
+                return Err(Returned { error: RangeError::stopped(range.start().raw())(error), held });
+            }
             Err(error) => return Err(Returned { error, held }),
         };
         let before = held.0.store.kept();
@@ -208,7 +212,9 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
             Gpa::new(range.end().wrapping_sub(pages.count() << 12)).filter(|_| !pages.is_empty())
         {
             if let Err(error) = self.map_next(gpa, &target, &mut reserved.store, pages) {
-                return Err(Returned { error: RangeError::Stopped { next: gpa, error }, held });
+                // Pages before the one that was refused may have been mapped.
+                let next = range.end().wrapping_sub(pages.count() << 12);
+                return Err(Returned { error: RangeError::stopped(next)(error), held });
             }
         }
         let used = before.saturating_sub(&held.0.store.kept());

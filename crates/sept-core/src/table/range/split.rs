@@ -14,7 +14,8 @@ pub enum Scope {
     /// The pages that reach across an end, until both ends lie between pages: at most two for each level. The interior
     /// is not looked at.
     Ends,
-    /// Every page in the range, those across its ends too, to pages of this level.
+    /// Every page in the range, those across its ends too, to pages of this level. Pieces of a page across an end that lie
+    /// outside of the range stay as large as they can.
     Whole(Level),
 }
 
@@ -201,11 +202,13 @@ fn pieces_of(found: &Found, range: GpaRange, scope: Scope, round: Level, next: u
                 (Pieces { first, count: 1 }, first.end())
             })
         }
-        // The larger page is split first, and then all pieces of it.
+        // The larger page is split first, and then the pieces of it that the range touches.
         Scope::Whole(_) => {
-            let first = GpaEntry::containing(found.at.gpa(), round);
-            let count = found.at.level().size() >> round.shift();
-            (Pieces { first, count }, found.at.end())
+            let touched = range.align_out(round).intersect(found.at.range());
+            touched.map_or((Pieces { first: found.at, count: 0 }, found.at.end()), |touched| {
+                let first = GpaEntry::containing(touched.start(), round);
+                (Pieces { first, count: touched.len() >> round.shift() }, found.at.end())
+            })
         }
     }
 }
