@@ -43,25 +43,26 @@ pub struct X86;
 pub struct X86Config {
     top: Level,
     user: u64,
-    c_bit: u64,
+    /// Bits 51:12 but the C-bit.
+    address: u64,
 }
 
 impl X86Config {
     /// 4-level nested page table. Nested walks are user accesses, so every entry has the user bit.
-    pub const NESTED_4: Self = Self { top: Level::L512G, user: USER, c_bit: 0 };
+    pub const NESTED_4: Self = Self { top: Level::L512G, user: USER, address: ADDRESS };
     /// 5-level nested page table.
-    pub const NESTED_5: Self = Self { top: Level::L256T, user: USER, c_bit: 0 };
+    pub const NESTED_5: Self = Self { top: Level::L256T, user: USER, address: ADDRESS };
     /// 4-level long-mode table of supervisor pages.
-    pub const SUPERVISOR_4: Self = Self { top: Level::L512G, user: 0, c_bit: 0 };
+    pub const SUPERVISOR_4: Self = Self { top: Level::L512G, user: 0, address: ADDRESS };
     /// 5-level long-mode table of supervisor pages.
-    pub const SUPERVISOR_5: Self = Self { top: Level::L256T, user: 0, c_bit: 0 };
+    pub const SUPERVISOR_5: Self = Self { top: Level::L256T, user: 0, address: ADDRESS };
 
     /// The same with memory encryption: address bit `position` (32 to 51; CPUID 8000_001F EBX\[5:0\]) is set in every
     /// entry and is no part of an address. `None` outside that range.
     #[must_use]
     pub const fn with_c_bit(self, position: u8) -> Option<Self> {
         match position {
-            32..=51 => Some(Self { c_bit: 1 << position, ..self }),
+            32..=51 => Some(Self { address: ADDRESS & !(1 << position), ..self }),
             _ => None,
         }
     }
@@ -115,7 +116,7 @@ impl Format for X86 {
 
     #[inline]
     fn decode(config: X86Config, level: Level, raw: u64) -> Entry {
-        let hpa = Hpa::truncate(raw & ADDRESS & !config.c_bit);
+        let hpa = Hpa::truncate(raw & config.address);
         let state = LeafState::Mapped;
         if raw & PRESENT != 0 {
             return match raw & (HELD | TABLE) {
@@ -137,12 +138,13 @@ impl Format for X86 {
     #[inline]
     fn next(config: X86Config, level: Level, raw: u64) -> Option<Hpa> {
         let open = !matches!(level, Level::L4K) && raw & (PRESENT | LARGE | HELD) == PRESENT;
-        if open { Some(Hpa::truncate(raw & ADDRESS & !config.c_bit)) } else { None }
+        if open { Some(Hpa::truncate(raw & config.address)) } else { None }
     }
 
     #[inline]
     fn update(config: X86Config, level: Level, old: u64, entry: Entry) -> u64 {
-        let at = |hpa: Hpa| hpa.raw() & ADDRESS | config.c_bit | config.user;
+        // Of bits 51:12 those that are no address are the C-bit.
+        let at = |hpa: Hpa| hpa.raw() & config.address | ADDRESS & !config.address | config.user;
         match entry {
             Entry::Free => old & INHIBIT,
             // A table that is being changed is walked on by the MMU.

@@ -90,7 +90,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     }
 
     /// The table, word and content of the free entry at `at`, if `page` may be mapped there.
-    #[inline]
+    #[inline(always)]
     pub(super) fn vacancy(&self, at: GpaEntry, page: &Frame, fill: Fill) -> Option<(Hpa, Word, u64)> {
         if page.level() != at.level() || at.level() > self.largest(fill) {
             return None;
@@ -102,7 +102,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     }
 
     #[inline]
-    fn largest(&self, fill: Fill) -> Level {
+    pub(super) fn largest(&self, fill: Fill) -> Level {
         match fill {
             Fill::OnAccept => self.external.max_map().min(F::max_leaf(self.config)),
             // A page is copied 4 KiB at a time: a larger one would get the content of what follows its source.

@@ -5,7 +5,7 @@
 
 use super::{SecurePageTable, TableError};
 use crate::{Entry, External, Format, Gpa, GpaEntry, Hpa, LeafState, Level, SideWord, TableMemory, Word};
-use core::sync::atomic::Ordering;
+use core::{fmt, sync::atomic::Ordering};
 
 /// Where a walk ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,6 +47,55 @@ impl Found {
     }
 }
 
+/// A pinned table: walks that share one [`TableMemory::Pin`]. Made by [`SecurePageTable::walker`].
+#[must_use = "it holds a pin"]
+pub struct Walker<'a, F: Format, M: TableMemory + 'a, X: External, R> {
+    table: &'a SecurePageTable<F, M, X>,
+    _pin: M::Pin<'a>,
+    root: Hpa,
+    config: F::Config,
+    read: R,
+}
+
+impl<F: Format, M: TableMemory, X: External, R: Fn(Hpa, u16) -> u64> Walker<'_, F, M, X, R> {
+    /// What the guest reaches at `gpa`; see [`SecurePageTable::translate`].
+    #[inline(always)]
+    #[must_use]
+    pub fn translate(&self, gpa: Gpa) -> Option<Translation> {
+        let (mut table, config) = (self.root, self.config);
+        if !F::covers(config, gpa) {
+            return None;
+        }
+        // Goes down one level, or ends at a larger page or a hole.
+        macro_rules! step {
+            ($level:expr) => {
+                let raw = (self.read)(table, $level.index(gpa));
+                match F::next(config, $level, raw) {
+                    Some(next) => table = next,
+                    None => {
+                        let Translation { hpa, level, state } = self.table.reached($level, raw, gpa)?;
+                        return Some(Translation { hpa, level, state });
+                    }
+                }
+            };
+        }
+        if F::top(config) == Level::L256T {
+            step!(Level::L256T);
+        }
+        step!(Level::L512G);
+        step!(Level::L1G);
+        step!(Level::L2M);
+        let entry = F::decode(config, Level::L4K, (self.read)(table, Level::L4K.index(gpa)));
+        Found { at: GpaEntry::containing(gpa, Level::L4K), entry, hidden: false }.translation(gpa)
+    }
+}
+
+impl<F: Format, M: TableMemory, X: External, R> fmt::Debug for Walker<'_, F, M, X, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Walker({:#x})", self.root)
+    }
+}
+
 /// A word of a table that a walk reached.
 #[derive(Clone, Copy)]
 pub(super) struct Slot {
@@ -71,38 +120,20 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     #[inline]
     #[must_use]
     pub fn translate(&self, gpa: Gpa) -> Option<Translation> {
-        if !F::covers(self.config, gpa) {
-            return None;
-        }
-        let _pin = self.memory.pin();
-        let mut table = self.root;
-        // Evaluates to the raw word of a leaf, or goes down one level.
-        macro_rules! step {
-            ($level:expr) => {
-                let raw = self.word(table, $level, gpa);
-                match F::next(self.config, $level, raw) {
-                    Some(next) => table = next,
-                    None => return self.reached($level, raw, gpa),
-                }
-            };
-        }
-        if F::top(self.config) == Level::L256T {
-            step!(Level::L256T);
-        }
-        step!(Level::L512G);
-        step!(Level::L1G);
-        step!(Level::L2M);
-        self.reached(Level::L4K, self.word(table, Level::L4K, gpa), gpa)
+        self.walker().translate(gpa)
     }
 
+    /// Pins the table once, to translate many addresses. Drop it before a fence is awaited.
     #[inline]
+    pub fn walker(&self) -> Walker<'_, F, M, X, impl Fn(Hpa, u16) -> u64> {
+        let _pin = self.memory.pin();
+        Walker { table: self, _pin, root: self.root, config: self.config, read: self.memory.reader() }
+    }
+
+    /// [`Walker::translate`] where the walk meets no open table above 4K.
+    #[inline(never)]
     fn reached(&self, level: Level, raw: u64, gpa: Gpa) -> Option<Translation> {
-        let entry = F::decode(self.config, level, raw);
-        match entry {
-            // Closed to operations, not to the guest.
-            Entry::Closed { .. } => self.end_of_walk(level, raw, gpa).translation(gpa),
-            _ => Found { at: GpaEntry::containing(gpa, level), entry, hidden: false }.translation(gpa),
-        }
+        self.end_of_walk(level, raw, gpa).translation(gpa)
     }
 
     /// Where the walk for `gpa` ends. Reads at most one word per level and never waits.
@@ -188,20 +219,20 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     }
 
     /// The table that holds the entry `at`, if only open tables lead there. [`Self::slot`] says why not.
-    #[inline]
+    #[inline(always)]
     pub(super) fn reach(&self, at: GpaEntry) -> Option<Hpa> {
         let (gpa, level) = (at.gpa(), at.level());
         let top = F::top(self.config);
         if !F::covers(self.config, gpa) || level > top {
             return None;
         }
-        let mut table = self.root;
+        let (mut table, config, read) = (self.root, self.config, self.memory.reader());
         macro_rules! step {
             ($level:expr) => {
                 if level == $level {
                     return Some(table);
                 }
-                table = F::next(self.config, $level, self.word(table, $level, gpa))?;
+                table = F::next(config, $level, read(table, $level.index(gpa)))?;
             };
         }
         if top == Level::L256T {
