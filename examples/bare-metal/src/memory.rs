@@ -1,0 +1,70 @@
+//! The memory of the machine: frames for tables, and pages to give to guests.
+
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use sept_core::{Frame, Hpa, Level};
+
+const BLOCKS: usize = 2;
+const PAGES_PER_BLOCK: usize = 512;
+const WORDS_PER_PAGE: usize = 1024;
+
+/// Memory for guests: two blocks of 2 MiB, in words that anyone may read and write, as guests do.
+///
+/// The linker script puts it where no loader clears it.
+#[unsafe(link_section = ".bss.high")]
+static BYTES: Bytes =
+    Bytes([const { [const { AtomicU32::new(0) }; WORDS_PER_PAGE] }; BLOCKS * PAGES_PER_BLOCK]);
+
+#[repr(align(0x20_0000))]
+struct Bytes([[AtomicU32; WORDS_PER_PAGE]; BLOCKS * PAGES_PER_BLOCK]);
+
+/// Who has which page: set while a [`Frame`] of it is out.
+static LENT: [AtomicBool; BLOCKS * PAGES_PER_BLOCK] =
+    [const { AtomicBool::new(false) }; BLOCKS * PAGES_PER_BLOCK];
+
+/// Address of page `index`, 0 to 1023. Pages 0 and 512 begin a block.
+pub fn page(index: usize) -> Hpa {
+    Hpa::truncate((&raw const BYTES.0[index]).addr() as u64)
+}
+
+/// Word `index` (0 to 1023) of the page at `page`.
+pub fn word(page: Hpa, index: usize) -> &'static AtomicU32 {
+    &BYTES.0[number(page)][index]
+}
+
+fn number(at: Hpa) -> usize {
+    (at.raw() as usize - (&raw const BYTES).addr()) / size_of_val(&BYTES.0[0])
+}
+
+fn pages_of(hpa: Hpa, level: Level) -> core::ops::Range<usize> {
+    let first = number(hpa);
+    first..first + (level.size() / Level::L4K.size()) as usize
+}
+
+/// Gives out the page of `level` at `hpa`.
+pub fn lend(hpa: Hpa, level: Level) -> Frame {
+    for page in pages_of(hpa, level) {
+        assert!(!LENT[page].swap(true, Ordering::AcqRel), "page {page} is lent already");
+    }
+    // SAFETY:
+    // * the ledger says that no frame covers any of its pages; what Rust knows of them are atomics;
+    // * nothing here encrypts memory.
+    unsafe { Frame::assume_owned(hpa, level) }.expect("an aligned page")
+}
+
+/// Takes a page back.
+pub fn take_back(frame: Frame) {
+    for page in pages_of(frame.hpa(), frame.level()) {
+        assert!(LENT[page].swap(false, Ordering::AcqRel), "page {page} was not lent");
+    }
+}
+
+/// Pages that are out.
+pub fn lent() -> usize {
+    LENT.iter().filter(|lent| lent.load(Ordering::Acquire)).count()
+}
+/// STAND-IN
+pub fn take_back_raw(hpa: Hpa, level: Level) {
+    for page in pages_of(hpa, level) {
+        assert!(LENT[page].swap(false, Ordering::AcqRel), "page {page} was not lent");
+    }
+}
