@@ -93,11 +93,18 @@ pub trait Virtualization {
     fn available() -> bool;
 
     /// Runs `body` with a virtual CPU of this CPU, whose guest-physical memory is the table at `root`.
-    fn with_vcpu<R>(root: Hpa, body: impl FnOnce(&mut dyn Vcpu) -> R) -> R;
+    ///
+    /// # Safety
+    ///
+    /// The table outlives the call and leads only to memory that a guest may use as it likes.
+    unsafe fn with_vcpu<R>(root: Hpa, body: impl FnOnce(&mut dyn Vcpu) -> R) -> R;
 }
 
 /// Where [`load_programs`] puts the programs: the guest's first page.
 pub const CODE: u64 = 0;
+
+/// Where the program that writes begins.
+pub const WRITE_PROGRAM: u64 = CODE + WRITE.0 as u64;
 
 const READ: (u32, &[u8]) = (
     0x00,

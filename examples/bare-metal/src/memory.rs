@@ -1,7 +1,7 @@
 //! The memory of the machine: frames for tables, and pages to give to guests.
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use sept_core::{Frame, Hpa, Level};
+use sept_core::{Frame, FrameState, Hpa, Level};
 
 const BLOCKS: usize = 2;
 const PAGES_PER_BLOCK: usize = 512;
@@ -51,20 +51,23 @@ pub fn lend(hpa: Hpa, level: Level) -> Frame {
     unsafe { Frame::assume_owned(hpa, level) }.expect("an aligned page")
 }
 
-/// Takes a page back.
-pub fn take_back(frame: Frame) {
+/// Takes a page back, whatever is in it: all memory here has the one key there is.
+pub fn take_back<S: FrameState>(frame: Frame<S>) {
     for page in pages_of(frame.hpa(), frame.level()) {
         assert!(LENT[page].swap(false, Ordering::AcqRel), "page {page} was not lent");
+    }
+}
+
+/// Overwrites the page of `level` at `hpa` with zeroes.
+pub fn clear(hpa: Hpa, level: Level) {
+    for page in pages_of(hpa, level) {
+        for word in &BYTES.0[page] {
+            word.store(0, Ordering::Relaxed);
+        }
     }
 }
 
 /// Pages that are out.
 pub fn lent() -> usize {
     LENT.iter().filter(|lent| lent.load(Ordering::Acquire)).count()
-}
-/// STAND-IN
-pub fn take_back_raw(hpa: Hpa, level: Level) {
-    for page in pages_of(hpa, level) {
-        assert!(LENT[page].swap(false, Ordering::AcqRel), "page {page} was not lent");
-    }
 }

@@ -25,7 +25,7 @@ impl Virtualization for Svm {
         has_svm && cpuid.get_svm_info().is_some_and(|svm| svm.has_nested_paging())
     }
 
-    fn with_vcpu<R>(root: Hpa, body: impl FnOnce(&mut dyn Vcpu) -> R) -> R {
+    unsafe fn with_vcpu<R>(root: Hpa, body: impl FnOnce(&mut dyn Vcpu) -> R) -> R {
         let mut pages = Pages { vmcb: [0; 4096], host: [0; 4096] };
         body(&mut SvmVcpu::new(&mut pages, root))
     }

@@ -62,7 +62,7 @@ impl Virtualization for Vmx {
         CpuId::new().get_feature_info().is_some_and(|features| features.has_vmx())
     }
 
-    fn with_vcpu<R>(root: Hpa, body: impl FnOnce(&mut dyn Vcpu) -> R) -> R {
+    unsafe fn with_vcpu<R>(root: Hpa, body: impl FnOnce(&mut dyn Vcpu) -> R) -> R {
         let mut pages = Pages { vmxon: [0; 4096], vmcs: [0; 4096] };
         body(&mut VmxVcpu::new(&mut pages, root))
     }

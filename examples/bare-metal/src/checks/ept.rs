@@ -5,26 +5,35 @@ use crate::{
     guest::{Exit, Guest},
     kick::Kick,
     memory,
-    space::{Ept, Space, TableFrame},
+    space::{Space, Tables},
     vmx::Vmx,
 };
-use sept_core::{Gpa, GpaEntry, Level};
+use sept_core::{Ept, EptConfig, Gpa, GpaEntry, Level};
 
-/// Exit qualifications: bit 0 read, bit 1 write, bit 7 the linear address is known, bit 8 it was translated.
+// Exit qualifications. Source: Intel SDM volume 3, table "Exit Qualification for EPT Violations".
+const READ: u64 = 1 << 0;
+const WRITE: u64 = 1 << 1;
+const FETCH: u64 = 1 << 2;
+const READABLE: u64 = 1 << 3;
+const WRITABLE: u64 = 1 << 4;
+const EXECUTABLE: u64 = 1 << 5;
+/// The linear address is known, and it is that of the access.
+const LINEAR: u64 = 1 << 7 | 1 << 8;
+
 const EPT: Mmu = Mmu {
     name: "EPT",
     accessed: 1 << 8,
     dirty: 1 << 9,
-    read_of_hole: 1 << 8 | 1 << 7 | 1 << 0,
-    write_to_hole: 1 << 8 | 1 << 7 | 1 << 1,
+    read_of_hole: LINEAR | READ,
+    write_to_hole: LINEAR | WRITE,
+    write_denied: LINEAR | WRITE | READABLE | EXECUTABLE,
 };
 
-/// Permissions of an entry: bit 0 read, bit 1 write, bit 2 execute.
-const READ: u64 = 1;
+const FETCH_DENIED: u64 = LINEAR | FETCH | READABLE | WRITABLE;
 
 /// Checks EPT.
-pub fn run(tables: &mut [TableFrame; 64]) {
-    second_level::run::<Ept, Vmx>(&EPT, tables, misconfigured);
+pub fn run(tables: &mut Tables) {
+    second_level::run::<Ept, Vmx>(&EPT, FETCH_DENIED, EptConfig::LEVELS_4, tables, misconfigured);
 }
 
 /// The one thing that an entry must not say: that memory may be written and not read.
@@ -34,14 +43,15 @@ fn misconfigured(space: &Space<'_, Ept, &Kick>, guest: &mut Guest<'_>) {
     check(EPT.name, "an entry that may be written but not read is a misconfiguration", || {
         space.map(at, memory::lend(memory::page(0), Level::L4K));
         assert!(guest.try_read(address).is_ok());
-        let entry = space.raw(at);
-        space.set_raw(at, entry & !READ);
+        let entry = space.word(at);
+        // Bit 0 of an entry is the permission to read.
+        space.set_word(at, entry & !1);
         space.fence();
         assert_eq!(guest.try_read(address), Err(Exit::Misconfigured { at: address }));
-        space.set_raw(at, entry);
+        space.set_word(at, entry);
         space.fence();
         assert!(guest.try_read(address).is_ok());
         memory::take_back(space.unmap(at));
-        space.trim(at.gpa());
+        space.trim(at);
     });
 }

@@ -6,11 +6,11 @@ pub mod paging;
 pub mod second_level;
 pub mod translations;
 
-use crate::{guest::Virtualization, memory, print, println, space::TableFrame, svm::Svm, vmx::Vmx};
+use crate::{guest::Virtualization, memory, print, println, space::Tables, svm::Svm, vmx::Vmx};
 use static_cell::ConstStaticCell;
 
 /// Memory for tables.
-static TABLES: ConstStaticCell<[TableFrame; 64]> = ConstStaticCell::new([const { TableFrame::new() }; 64]);
+static TABLES: ConstStaticCell<Tables> = ConstStaticCell::new(Tables::new());
 
 /// Checks every MMU that this machine has and prints which.
 pub fn run() {

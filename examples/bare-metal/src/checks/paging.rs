@@ -11,15 +11,21 @@ use crate::{
     cpu::fault,
     guest::{Fault, Walker},
     memory,
-    space::{Space, TableFrame, X86},
+    space::{Space, Tables, with_space},
 };
 use core::{cell::Cell, sync::atomic::Ordering};
-use sept_core::{Frame, Gpa, GpaEntry, Hpa, Level, Shootdown};
+use sept_core::{Frame, Gpa, GpaEntry, Hpa, Level, Shootdown, X86, X86Config};
 use x86_64::{PhysAddr, VirtAddr, instructions::tlb, registers::control::Cr3, structures::paging::PhysFrame};
 
-/// Error codes: bit 1 write.
-const PAGING: Mmu =
-    Mmu { name: "paging", accessed: 1 << 5, dirty: 1 << 6, read_of_hole: 0, write_to_hole: 1 << 1 };
+/// Error codes: bit 0 the page is present, bit 1 it was a write.
+const PAGING: Mmu = Mmu {
+    name: "paging",
+    accessed: 1 << 5,
+    dirty: 1 << 6,
+    read_of_hole: 0,
+    write_to_hole: 1 << 1,
+    write_denied: 1 << 1 | 1 << 0,
+};
 
 /// The address under test. Bits 22:12 differ from those of the program's own pages, which could drive it out of a
 /// small TLB.
@@ -84,25 +90,31 @@ impl Walker for ThisCpu {
 }
 
 /// Checks x86-64 paging.
-pub fn run(tables: &mut [TableFrame; 64]) {
-    let space = Space::<X86, _>::new(tables, FlushHere::default());
-    for base in (0..IDENTITY).step_by(2 << 20) {
-        let at = GpaEntry::containing(Gpa::truncate(base), Level::L2M);
-        // SAFETY: the frame stands for the program's own memory. It stays in the table until both are forgotten.
-        let frame = unsafe { Frame::assume_owned(Hpa::truncate(base), Level::L2M) };
-        space.map(at, frame.expect("an aligned page"));
-    }
-    let table = PhysFrame::containing_address(PhysAddr::new(space.root().raw()));
-    let (before, flags) = Cr3::read();
-    check(PAGING.name, "the CPU goes on under our table", || {
-        // SAFETY: the table maps all that the program uses to itself, and only one CPU uses it.
-        unsafe { Cr3::write(table, flags) };
-    });
-    under_its_feet(&space);
-    translations::run(&PAGING, &space, &mut ThisCpu, BASE);
-    stale(&space);
-    // SAFETY: the table that the program came from.
-    unsafe { Cr3::write(before, flags) };
+pub fn run(tables: &mut Tables) {
+    with_space(
+        tables,
+        X86Config::SUPERVISOR_4,
+        FlushHere::default(),
+        |space: &mut Space<'_, X86, FlushHere>| {
+            for base in (0..IDENTITY).step_by(2 << 20) {
+                let at = GpaEntry::containing(Gpa::truncate(base), Level::L2M);
+                // SAFETY: the frame stands for the program's own memory. It stays in the table until both are forgotten.
+                let frame = unsafe { Frame::assume_owned(Hpa::truncate(base), Level::L2M) };
+                space.map(at, frame.expect("an aligned page"));
+            }
+            let table = PhysFrame::containing_address(PhysAddr::new(space.table().root().raw()));
+            let (before, flags) = Cr3::read();
+            check(PAGING.name, "the CPU goes on under our table", || {
+                // SAFETY: the table maps all that the program uses to itself, and only one CPU uses it.
+                unsafe { Cr3::write(table, flags) };
+            });
+            under_its_feet(space);
+            translations::run(&PAGING, space, &mut ThisCpu, BASE);
+            stale(space);
+            // SAFETY: the table that the program came from.
+            unsafe { Cr3::write(before, flags) };
+        },
+    );
 }
 
 /// The pages that hold the running code, its stack and the tables themselves are split and merged.
@@ -110,7 +122,7 @@ fn under_its_feet(space: &Space<'_, X86, FlushHere>) {
     let tables = space.tables();
     let here = |address: usize| GpaEntry::containing(Gpa::truncate(address as u64), Level::L2M);
     let local = 0;
-    let places = [run as *const () as usize, (&raw const local).addr(), space.root().raw() as usize];
+    let places = [run as *const () as usize, (&raw const local).addr(), space.table().root().raw() as usize];
     check(PAGING.name, "the leaf of the running code, stack and tables is split and merged", || {
         for at in places.map(here) {
             space.split(at);
@@ -136,12 +148,12 @@ fn stale(space: &Space<'_, X86, FlushHere>) {
             removed
         };
         // SAFETY: the old page waits in `removed` until after the flush, and no table was taken out.
-        let removed = unsafe { space.shootdown().carelessly(exchange) };
+        let removed = unsafe { space.table().external().shootdown().carelessly(exchange) };
         assert_eq!(ThisCpu.read(BASE), Ok(0x01d), "the translation was not cached: nothing was tested");
         tlb::flush(VirtAddr::new(BASE));
         assert_eq!(ThisCpu.read(BASE), Ok(0x0e3));
         memory::take_back(removed);
         memory::take_back(space.unmap(at));
-        space.trim(at.gpa());
+        space.trim(at);
     });
 }

@@ -6,16 +6,16 @@ use super::{
 };
 use crate::{
     cpu::second,
-    guest::{self, Exit, Guest, Virtualization},
+    guest::{self, Exit, Fault, Guest, Vcpu, Virtualization, Walker},
     kick::Kick,
     memory,
-    space::{Format, Space, TableFrame},
+    space::{Space, Tables, with_space},
 };
 use core::{
     hint::spin_loop,
     sync::atomic::{AtomicBool, Ordering},
 };
-use sept_core::{Gpa, GpaEntry, Hpa, Level};
+use sept_core::{Gpa, GpaEntry, HardwareWalked, Hpa, Level, Permissions};
 
 /// What the guest sees beside its programs: the page in which it shows what it read, the page that is exchanged while
 /// it runs, and the block that is split and merged.
@@ -23,33 +23,59 @@ const SHOWN: u64 = 0x1000;
 const WATCHED: u64 = 0x4000_0000;
 const BLOCK: u64 = 0x8060_0000;
 
-/// Checks a second-level MMU, and `more` that is peculiar to it.
-pub fn run<F: Format, V: Virtualization>(
+/// Checks a second-level MMU, and `more` that is peculiar to it. `fetch_denied` is the cause of a fault when an
+/// instruction is fetched from a page that may be read and written only.
+pub fn run<F: HardwareWalked, V: Virtualization>(
     mmu: &Mmu,
-    tables: &mut [TableFrame; 64],
+    fetch_denied: u64,
+    config: F::Config,
+    tables: &mut Tables,
     more: impl FnOnce(&Space<'_, F, &Kick>, &mut Guest<'_>),
 ) {
     let kick = Kick::new();
-    let space = Space::<F, _>::new(tables, &kick);
-    let shown = memory::page(513);
-    let always_there = [(guest::CODE, memory::page(512)), (SHOWN, shown)];
-    for (gpa, page) in always_there {
-        space.map(small(gpa), memory::lend(page, Level::L4K));
-    }
-    guest::load_programs(memory::page(512));
+    with_space(tables, config, &kick, |space: &mut Space<'_, F, &Kick>| {
+        let (code, shown) = (memory::page(512), memory::page(513));
+        let always_there = [(small(guest::CODE), code), (small(SHOWN), shown)];
+        for (at, page) in always_there {
+            space.map(at, memory::lend(page, Level::L4K));
+        }
+        guest::load_programs(code);
 
-    V::with_vcpu(space.root(), |vcpu| {
-        let mut guest = Guest::new(vcpu, &kick);
-        translations::run(mmu, &space, &mut guest, BLOCK);
-        more(&space, &mut guest);
+        let root = space.table().root();
+        let body = |vcpu: &mut dyn Vcpu| {
+            let mut guest = Guest::new(vcpu, &kick);
+            translations::run(mmu, space, &mut guest, BLOCK);
+            execute(mmu, fetch_denied, space, &mut guest);
+            more(space, &mut guest);
+        };
+        // SAFETY: the table lives until the end of this function and maps pages of guest memory only.
+        unsafe { V::with_vcpu(root, body) };
+        stale::<F, V>(mmu, space, &kick, shown);
+
+        for (at, _) in always_there {
+            memory::take_back(space.unmap(at));
+            space.trim(at);
+        }
+        assert_eq!(space.tables(), 1, "tables that did not come back");
     });
-    stale::<F, V>(mmu, &space, &kick, shown);
+}
 
-    for (gpa, _) in always_there {
-        memory::take_back(space.unmap(small(gpa)));
-        space.trim(Gpa::truncate(gpa));
-    }
-    assert_eq!(space.tables(), 1, "tables that did not come back");
+/// A page without execute permission can be read and is not executed.
+fn execute<F: HardwareWalked>(
+    mmu: &Mmu,
+    fetch_denied: u64,
+    space: &Space<'_, F, &Kick>,
+    guest: &mut Guest<'_>,
+) {
+    check(mmu.name, "a page without execute permission is not executed", || {
+        let code = small(guest::CODE);
+        space.table().protect(code, Permissions::READ | Permissions::WRITE).expect("a page");
+        space.fence();
+        let fault = Fault { at: guest::WRITE_PROGRAM, cause: fetch_denied };
+        assert_eq!(guest.write(SHOWN, 1), Err(fault));
+        space.table().protect(code, Permissions::all()).expect("a page");
+        assert_eq!(guest.write(SHOWN, 1), Ok(()));
+    });
 }
 
 fn small(gpa: u64) -> GpaEntry {
@@ -58,8 +84,13 @@ fn small(gpa: u64) -> GpaEntry {
 
 /// A guest on the second CPU keeps reading a page while this CPU exchanges it: without a fence the guest goes on with
 /// the old page, however long it runs; once a fence is done it reads the new one.
-fn stale<F: Format, V: Virtualization>(mmu: &Mmu, space: &Space<'_, F, &Kick>, kick: &Kick, shown: Hpa) {
-    let root = space.root();
+fn stale<F: HardwareWalked, V: Virtualization>(
+    mmu: &Mmu,
+    space: &Space<'_, F, &Kick>,
+    kick: &Kick,
+    shown: Hpa,
+) {
+    let root = space.table().root();
     let at = small(WATCHED);
     let (old, new) = (memory::page(0), memory::page(1));
     memory::word(old, 0).store(0x01d, Ordering::Relaxed);
@@ -68,7 +99,7 @@ fn stale<F: Format, V: Virtualization>(mmu: &Mmu, space: &Space<'_, F, &Kick>, k
     let stop = AtomicBool::new(false);
 
     let guest = || {
-        V::with_vcpu(root, |vcpu| {
+        let body = |vcpu: &mut dyn Vcpu| {
             let mut guest = Guest::new(vcpu, kick);
             while !stop.load(Ordering::Acquire) {
                 match guest.watch(WATCHED, SHOWN) {
@@ -78,7 +109,9 @@ fn stale<F: Format, V: Virtualization>(mmu: &Mmu, space: &Space<'_, F, &Kick>, k
                     exit => panic!("unexpected exit: {exit:x?}"),
                 }
             }
-        });
+        };
+        // SAFETY: the caller's table outlives the job and maps pages of guest memory only.
+        unsafe { V::with_vcpu(root, body) };
     };
     // What the guest sees from now on: a read that begins after this is called.
     let seen = || {
@@ -108,6 +141,6 @@ fn stale<F: Format, V: Virtualization>(mmu: &Mmu, space: &Space<'_, F, &Kick>, k
             space.fence();
         });
         memory::take_back(space.unmap(at));
-        space.trim(at.gpa());
+        space.trim(at);
     });
 }

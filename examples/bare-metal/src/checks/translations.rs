@@ -1,13 +1,13 @@
-//! What holds for every MMU: it reads through our table what the table says, before and after each change.
+//! What holds for every MMU: it reads through the table what the table says, before and after each change.
 
 use super::check;
 use crate::{
-    guest::Walker,
+    guest::{Fault, Walker},
     memory,
-    space::{Format, Space},
+    space::Space,
 };
 use core::sync::atomic::Ordering;
-use sept_core::{Gpa, GpaEntry, Hpa, Level, Shootdown};
+use sept_core::{Fill, Gpa, GpaEntry, HardwareWalked, Level, Permissions, Shootdown};
 
 /// How an MMU marks entries and names causes.
 #[derive(Debug)]
@@ -22,117 +22,240 @@ pub struct Mmu {
     pub read_of_hole: u64,
     /// The cause of a fault when a write meets an empty entry.
     pub write_to_hole: u64,
+    /// The cause of a fault when a write meets a page that may be read and executed only.
+    pub write_denied: u64,
 }
 
 const PAGES: u16 = 512;
 
-/// The word of a page that is read, spread over the page, and what it holds.
-fn sample(index: u16) -> (usize, u32) {
-    let word = usize::from(index) * 7 % 1024;
-    (word, 0x5a00_0000 | u32::from(index))
-}
-
-/// A page that is mapped, read, split, changed and merged.
-#[derive(Debug)]
-pub struct Subject {
+/// 2 MiB of guest memory in which no two pages look the same, and where they are mapped.
+struct Subject {
     block: GpaEntry,
-    /// The memory that it maps.
-    memory: Hpa,
 }
 
 impl Subject {
-    /// 2 MiB at `base`, on the first 2 MiB of guest memory, filled so that no two pages look the same.
-    pub fn new(base: u64) -> Self {
-        let block = GpaEntry::new(Gpa::truncate(base), Level::L2M).expect("an aligned base");
-        let memory = memory::page(0);
-        for index in 0..PAGES {
-            let (word, value) = sample(index);
-            memory::word(memory::page(index.into()), word).store(value, Ordering::Relaxed);
-        }
-        Self { block, memory }
-    }
-
     fn page(&self, index: u16) -> GpaEntry {
         self.block.child(index).expect("an index below 512")
     }
 
-    /// Reads every page but those of `holes`, which must fault.
-    fn read_all(&self, mmu: &Mmu, walker: &mut impl Walker, holes: &[u16]) {
+    /// The word of a page that is looked at, elsewhere in each page.
+    fn word(index: u16) -> usize {
+        usize::from(index) * 7 % 1024
+    }
+
+    /// The address of that word, and what it holds.
+    fn sample(&self, index: u16) -> (u64, u32) {
+        (self.page(index).gpa().raw() + 4 * Self::word(index) as u64, 0x5a00_0000 | u32::from(index))
+    }
+
+    fn fill(&self, index: u16) {
+        memory::word(memory::page(index.into()), Self::word(index))
+            .store(self.sample(index).1, Ordering::Relaxed);
+    }
+
+    /// Reads every page but those of `holes`, which must fault. sept-core says the same of each address.
+    fn read_all<F: HardwareWalked, S: Shootdown>(
+        &self,
+        mmu: &Mmu,
+        space: &Space<'_, F, S>,
+        walker: &mut impl Walker,
+        holes: impl Fn(u16) -> bool,
+    ) {
         for index in 0..PAGES {
-            let (word, value) = sample(index);
-            let at = self.page(index).gpa().raw() + 4 * word as u64;
-            match walker.read(at) {
-                Ok(read) => {
-                    assert!(!holes.contains(&index), "page {index} is a hole, and reads {read:#x}");
-                    assert_eq!(read, value, "page {index}");
-                }
-                Err(fault) => {
-                    assert!(holes.contains(&index), "page {index}: {fault:x?}");
-                    assert_eq!(fault.at, at, "page {index}");
-                    assert_eq!(fault.cause, mmu.read_of_hole, "page {index}: {:#x}", fault.cause);
-                }
-            }
+            let (at, value) = self.sample(index);
+            let offset = 4 * Self::word(index) as u64;
+            let (expected, hpa) = if holes(index) {
+                (Err(Fault { at, cause: mmu.read_of_hole }), None)
+            } else {
+                (Ok(value), memory::page(index.into()).checked_add(offset))
+            };
+            assert_eq!(walker.read(at), expected, "page {index}");
+            let translation = space.table().translate(Gpa::truncate(at));
+            assert_eq!(translation.map(|translation| translation.hpa), hpa, "page {index}");
         }
     }
 }
 
-/// Map, split, unmap, merge: with reads of all 512 pages before and after.
-pub fn run<F: Format, S: Shootdown>(mmu: &Mmu, space: &Space<'_, F, S>, walker: &mut impl Walker, base: u64) {
-    let subject = Subject::new(base);
-    let tables = space.tables();
-    let check = |claim, body: &mut dyn FnMut()| check(mmu.name, claim, body);
+/// Map, split, block, unmap, protect, merge, with reads of all 512 pages before and after.
+pub fn run<F: HardwareWalked, S: Shootdown>(
+    mmu: &Mmu,
+    space: &mut Space<'_, F, S>,
+    walker: &mut impl Walker,
+    base: u64,
+) {
+    let block = GpaEntry::new(Gpa::truncate(base), Level::L2M).expect("an aligned base");
+    let subject = Subject { block };
+    (0..PAGES).for_each(|index| subject.fill(index));
+    large(mmu, space, walker, &subject);
+    small(mmu, space, walker, &subject);
+    merged(mmu, space, walker, &subject);
+    exclusive(mmu, space, walker, &subject);
+}
 
-    let all = || 0..PAGES;
-    let bits = |index| space.raw(subject.page(index)) & (mmu.accessed | mmu.dirty);
+fn none(_: u16) -> bool {
+    false
+}
 
-    check("an address that was never mapped faults", &mut || {
-        let fault = walker.read(base + 0x1234).expect_err("nothing is mapped");
-        assert_eq!((fault.at, fault.cause), (base + 0x1234, mmu.read_of_hole), "{fault:x?}");
-        let fault = walker.write(base + 0x2344, 1).expect_err("nothing is mapped");
-        assert_eq!((fault.at, fault.cause), (base + 0x2344, mmu.write_to_hole), "{fault:x?}");
+fn all(_: u16) -> bool {
+    true
+}
+
+fn large<F: HardwareWalked, S: Shootdown>(
+    mmu: &Mmu,
+    space: &Space<'_, F, S>,
+    walker: &mut impl Walker,
+    subject: &Subject,
+) {
+    check(mmu.name, "an address that was never mapped faults", || {
+        let (at, _) = subject.sample(77);
+        assert_eq!(walker.read(at), Err(Fault { at, cause: mmu.read_of_hole }));
+        assert_eq!(walker.write(at, 1), Err(Fault { at, cause: mmu.write_to_hole }));
     });
-    check("a 2M leaf is read in all its 512 pages", &mut || {
-        space.map(subject.block, memory::lend(subject.memory, Level::L2M));
-        subject.read_all(mmu, walker, &[]);
+    check(mmu.name, "a 2M page is read in all its 512 pieces", || {
+        space.map(subject.block, memory::lend(memory::page(0), Level::L2M));
+        subject.read_all(mmu, space, walker, none);
     });
-    check("the MMU sets A, and D on a write, in the 2M leaf", &mut || {
-        assert_eq!(space.raw(subject.block) & (mmu.accessed | mmu.dirty), mmu.accessed);
-        let (word, value) = sample(9);
-        walker.write(subject.page(9).gpa().raw() + 4 * word as u64, value).expect("a writable page");
-        assert_eq!(space.raw(subject.block) & mmu.dirty, mmu.dirty);
+    check(mmu.name, "the MMU marks it accessed, and dirty when it is written", || {
+        let bits = || space.word(subject.block) & (mmu.accessed | mmu.dirty);
+        assert_eq!(bits(), mmu.accessed);
+        let (at, value) = subject.sample(9);
+        assert_eq!(walker.write(at, value), Ok(()));
+        assert_eq!(bits(), mmu.accessed | mmu.dirty);
     });
-    check("after a split the same is read", &mut || {
+}
+
+fn small<F: HardwareWalked, S: Shootdown>(
+    mmu: &Mmu,
+    space: &Space<'_, F, S>,
+    walker: &mut impl Walker,
+    subject: &Subject,
+) {
+    let holes = |index| [0, 300, 511].contains(&index);
+    check(mmu.name, "split into 512 pages it reads the same", || {
         space.split(subject.block);
-        subject.read_all(mmu, walker, &[]);
+        // So that the MMU looks at the new table.
+        space.fence();
+        subject.read_all(mmu, space, walker, none);
     });
-    check("the MMU sets A in each 4K leaf, and D in one that is written", &mut || {
-        assert!(all().all(|index| bits(index) & mmu.accessed != 0));
+    check(mmu.name, "pages that are blocked fault, and are read again when they are unblocked", || {
+        let pages = (0..PAGES).filter(|&index| holes(index)).map(|index| subject.page(index));
+        pages.clone().for_each(|page| space.table().block(page).expect("a page"));
+        let fenced = space.fence();
+        subject.read_all(mmu, space, walker, holes);
+        pages.for_each(|page| space.table().unblock(page, &fenced).expect("a blocked page"));
+        subject.read_all(mmu, space, walker, none);
     });
-    check("pages that were unmapped fault, their neighbours do not", &mut || {
-        for hole in [0, 300, 511] {
-            memory::take_back(space.unmap(subject.page(hole)));
+    check(mmu.name, "pages that are unmapped fault", || {
+        for index in (0..PAGES).filter(|&index| holes(index)) {
+            memory::take_back(space.unmap(subject.page(index)));
         }
-        subject.read_all(mmu, walker, &[0, 300, 511]);
+        subject.read_all(mmu, space, walker, holes);
     });
-    check("mapped again they are read, and differ from the others in A", &mut || {
-        for hole in [0, 300, 511] {
-            space.map(subject.page(hole), memory::lend(memory::page(hole.into()), Level::L4K));
+    check(mmu.name, "mapped again, the MMU marks what it reads and what it writes", || {
+        for index in (0..PAGES).filter(|&index| holes(index)) {
+            space.map(subject.page(index), memory::lend(memory::page(index.into()), Level::L4K));
         }
-        assert_eq!(bits(300), 0, "not read yet");
-        let (word, value) = sample(0);
-        assert_eq!(walker.read(base + 4 * word as u64), Ok(value));
-        walker.write(subject.page(1).gpa().raw() + 4, 1).expect("a writable page");
-        assert_eq!(bits(1), mmu.accessed | mmu.dirty);
-        assert_eq!(bits(300), 0, "not read yet");
+        let (read, value) = subject.sample(0);
+        assert_eq!(walker.read(read), Ok(value));
+        let (written, value) = subject.sample(511);
+        assert_eq!(walker.write(written, value), Ok(()));
+        let bits = |index| space.word(subject.page(index)) & (mmu.accessed | mmu.dirty);
+        assert_eq!([0, 300, 511].map(bits), [mmu.accessed, 0, mmu.accessed | mmu.dirty]);
+        subject.read_all(mmu, space, walker, none);
     });
-    check("A and D do not stand in the way of a merge, after which the same is read", &mut || {
+    check(mmu.name, "a page without write permission is read, and a write faults", || {
+        let (at, value) = subject.sample(300);
+        let page = subject.page(300);
+        space.table().protect(page, Permissions::READ | Permissions::EXECUTE).expect("a page");
+        space.fence();
+        assert_eq!(walker.write(at, !value), Err(Fault { at, cause: mmu.write_denied }));
+        assert_eq!(walker.read(at), Ok(value));
+        assert_eq!(space.word(page) & mmu.dirty, 0);
+        space.table().protect(page, Permissions::all()).expect("a page");
+        assert_eq!(walker.write(at, value), Ok(()));
+    });
+}
+
+fn merged<F: HardwareWalked, S: Shootdown>(
+    mmu: &Mmu,
+    space: &Space<'_, F, S>,
+    walker: &mut impl Walker,
+    subject: &Subject,
+) {
+    check(mmu.name, "a table that is closed, or marked not to become one page, is walked", || {
+        let table = space.table();
+        table.close(subject.block).expect("a table");
+        space.fence();
+        subject.read_all(mmu, space, walker, none);
+        table.reopen(subject.block).expect("a closed table");
+        table.inhibit(subject.block, true).expect("a table");
+        space.fence();
+        subject.read_all(mmu, space, walker, none);
+        table.inhibit(subject.block, false).expect("a table");
+    });
+    check(mmu.name, "accessed and dirty differ from page to page, and merged it reads the same", || {
+        let marks = |index| space.word(subject.page(index)) & mmu.dirty;
+        assert!((1..PAGES).any(|index| marks(index) != marks(0)));
+        let tables = space.tables();
         space.merge(subject.block);
-        subject.read_all(mmu, walker, &[]);
+        assert_eq!(space.tables(), tables - 1);
+        subject.read_all(mmu, space, walker, none);
     });
-    check("after the 2M leaf was unmapped everything faults, and all tables are back", &mut || {
-        memory::take_back(space.unmap(subject.block));
-        subject.read_all(mmu, walker, &core::array::from_fn::<u16, 512, _>(|index| index as u16));
-        space.trim(subject.block.gpa());
+    check(
+        mmu.name,
+        "unmapped all of it faults, marked not to be mapped or not, and its tables come back",
+        || {
+            memory::take_back(space.unmap(subject.block));
+            subject.read_all(mmu, space, walker, all);
+            space.table().inhibit(subject.block, true).expect("a free entry");
+            subject.read_all(mmu, space, walker, all);
+            space.table().inhibit(subject.block, false).expect("a free entry");
+            let tables = space.tables();
+            space.trim(subject.block);
+            assert!(space.tables() < tables);
+        },
+    );
+}
+
+/// The same as the only thread that changes the table, which needs no blocking.
+fn exclusive<F: HardwareWalked, S: Shootdown>(
+    mmu: &Mmu,
+    space: &mut Space<'_, F, S>,
+    walker: &mut impl Walker,
+    subject: &Subject,
+) {
+    let tables = space.tables();
+    check(mmu.name, "split, unmapped, mapped and merged with exclusive access it reads as it should", || {
+        space.map(subject.block, memory::lend(memory::page(0), Level::L2M));
+        subject.read_all(mmu, space, walker, none);
+
+        let (mut table, pool) = space.exclusive();
+        let mut owed = table.obligation();
+        table.split(subject.block, &mut *pool.store()).expect("a page");
+        let unmapped = table.unmap(subject.page(300), &mut owed).expect("a page");
+        let fenced = space.fence();
+        subject.read_all(mmu, space, walker, |index| index == 300);
+
+        let page = space.table().take(unmapped, &fenced).expect("a page that is fenced");
+        let (mut table, _) = space.exclusive();
+        table.map(subject.page(300), page, Fill::OnAccept).expect("a free entry");
+        table.merge(subject.block, &mut owed).expect("512 pages in a row");
+        space.settle(owed);
+        subject.read_all(mmu, space, walker, none);
+    });
+    check(mmu.name, "removed with the table above it, all of it faults", || {
+        space.split(subject.block);
+        let (mut table, _) = space.exclusive();
+        let mut owed = table.obligation();
+        let above = GpaEntry::containing(subject.block.gpa(), Level::L1G);
+        table.remove_subtree(above, &mut owed).expect("a table");
+        let mut pages = 0;
+        space.settle_pages(owed, |page| {
+            pages += 1;
+            memory::take_back(page);
+        });
+        assert_eq!(pages, PAGES);
         assert_eq!(space.tables(), tables);
+        subject.read_all(mmu, space, walker, all);
     });
 }
