@@ -78,7 +78,7 @@ pub trait External {
     const TEE: bool = true;
 
     /// Why a change was refused.
-    type Error: Classify;
+    type Error: Classify + 'static;
 
     /// Pages on their way into the TEE, for one table.
     type Pages: Debug;

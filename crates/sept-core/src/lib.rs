@@ -112,6 +112,7 @@ pub use frame::{
 };
 pub use memory::{FrameSlice, LinearHost, LinearMap, SideWord, SideWords, TableFrame, TableMemory, Word};
 pub use table::{
-    Entries, Exclusive, FenceTicket, Fenced, Found, Obligation, Quiet, SecurePageTable, TableError, Teardown,
-    Torn, Translation, Unmapped, Unsettled,
+    Blocked, Committed, Entries, Exclusive, FenceTicket, Fenced, Found, MapPlan, MapRefused, Obligation,
+    Plan, Probed, Quiet, RangeError, Reserved, Resize, Resized, Scope, SecurePageTable, SplitPlan,
+    SplitRefused, TableError, Teardown, Torn, Translation, Turn, Unmapped, Unsettled,
 };

@@ -108,12 +108,7 @@ impl<F: HardwareWalked, M: TableMemory, X: HostOwned> Exclusive<'_, F, M, X> {
         table.accepts(at, into)?;
         let slot = table.slot(at, false)?;
         let Entry::Leaf { hpa, .. } = slot.entry else { return Err(occupied(at, &slot)) };
-        table.publish(at, &slot, Entry::Free);
-        if table.adjust_live(slot.table, -1) == 0 {
-            table.shed_empty(at, into);
-        }
-        // Nobody can start a fence meanwhile.
-        Ok(Unmapped { root: table.root, hpa, level: at.level(), stamp: table.epoch.load(Ordering::Relaxed) })
+        Ok(table.clear(at, &slot, hpa, into))
     }
 
     /// Splits the page at `at`, blocked or not, with one [`FrameKind::MirrorTable`](crate::FrameKind::MirrorTable) frame of
@@ -180,6 +175,17 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         let live = self.side(table, SideWord::Live).wrapping_add(change.cast_unsigned());
         self.set_side(table, SideWord::Live, live);
         live
+    }
+
+    /// Takes the page `hpa` out of `slot`, and the tables above that this leaves empty. Nobody else may be at work.
+    #[inline]
+    pub(super) fn clear(&self, at: GpaEntry, slot: &Slot, hpa: Hpa, into: &mut Obligation) -> Unmapped {
+        self.publish(at, slot, Entry::Free);
+        if self.adjust_live(slot.table, -1) == 0 {
+            self.shed_empty(at, into);
+        }
+        // Nobody can start a fence meanwhile.
+        Unmapped { root: self.root, hpa, level: at.level(), stamp: self.epoch.load(Ordering::Relaxed) }
     }
 
     /// Takes the table `child` out of `slot` with everything below it, and the tables above that this leaves empty.

@@ -8,8 +8,10 @@
 //! leaf with one store. The guest never faults. The table stays in the MMU's caches until a fence, which settling it asks
 //! for. With [`Exclusive`](super::Exclusive) access there is nobody to wait for.
 
-use super::{Obligation, Quiet, SecurePageTable, TableError, change::occupied};
-use crate::{Donated, Entry, FrameStore, GpaEntry, HardwareWalked, HostOwned, Stamp, TableMemory};
+use super::{Fenced, Obligation, Quiet, SecurePageTable, TableError, change::occupied};
+use crate::{
+    Donated, Entry, External, Format, FrameStore, GpaEntry, HardwareWalked, HostOwned, Stamp, TableMemory,
+};
 
 impl<F: HardwareWalked, M: TableMemory, X: HostOwned> SecurePageTable<F, M, X> {
     /// Splits the page at `at` under the running guest, with one [`FrameKind::MirrorTable`](crate::FrameKind::MirrorTable)
@@ -139,11 +141,23 @@ impl<F: HardwareWalked, M: TableMemory, X: HostOwned> SecurePageTable<F, M, X> {
     pub fn remove_subtree(
         &self,
         at: GpaEntry,
-        fence: &super::Fenced,
+        fence: &Fenced,
         into: &mut Obligation,
     ) -> Result<(), TableError<X::Error>> {
         let _pin = self.memory.pin();
         self.accepts(at, into)?;
+        self.take_table(at, fence, into)
+    }
+}
+
+impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
+    /// Takes the blocked and fenced table at `at` out with everything below it. For tables without a TEE.
+    pub(super) fn take_table(
+        &self,
+        at: GpaEntry,
+        fence: &Fenced,
+        into: &mut Obligation,
+    ) -> Result<(), TableError<X::Error>> {
         let mut slot = self.fenced_slot(at, fence)?;
         let Entry::Table { hpa: table, .. } = slot.entry else { return Err(occupied(at, &slot)) };
         self.freeze_fenced(at, &mut slot, fence)?;

@@ -36,6 +36,7 @@ mod fences;
 mod in_place;
 mod inhibit;
 mod obligation;
+mod range;
 mod resize;
 mod teardown;
 mod walk;
@@ -44,6 +45,10 @@ pub use entries::Entries;
 pub use exclusive::{Exclusive, Unmapped};
 pub use fences::{FenceTicket, Fenced, Quiet};
 pub use obligation::{Obligation, Unsettled};
+pub use range::{
+    Blocked, Committed, MapPlan, MapRefused, Plan, Probed, RangeError, Reserved, Resize, Resized, Scope,
+    SplitPlan, SplitRefused, Turn,
+};
 pub use teardown::{Teardown, Torn};
 pub use walk::{Found, Translation};
 
