@@ -54,6 +54,14 @@ long_mode:
     call *boot_entry(%rip)
     ud2
 
+# The first CPU clears what no loader cleared. The return address that this overwrites is not needed.
+clear_bss:
+    mov $bss_start, %edi
+    mov $bss_size, %ecx
+    xor %eax, %eax
+    rep stosb
+    jmp first_cpu
+
 .section .data
 # Where the CPU goes that comes next, and its stack. The first CPU overwrites them for the second.
 .balign 8
@@ -61,7 +69,7 @@ long_mode:
 boot_stack:
     .quad first_stack_end
 boot_entry:
-    .quad first_cpu
+    .quad clear_bss
 
 boot_gdt:
     .quad 0

@@ -1,16 +1,13 @@
 //! The memory of the machine: frames for tables, and pages to give to guests.
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use sept_core::{Frame, FrameState, Hpa, Level};
+use sept_core::{Frame, FrameState, Frames, Hpa, Level};
 
-const BLOCKS: usize = 2;
+const BLOCKS: usize = 4;
 const PAGES_PER_BLOCK: usize = 512;
 const WORDS_PER_PAGE: usize = 1024;
 
-/// Memory for guests: two blocks of 2 MiB, in words that anyone may read and write, as guests do.
-///
-/// The linker script puts it where no loader clears it.
-#[unsafe(link_section = ".bss.high")]
+/// Memory for guests: four blocks of 2 MiB, in words that anyone may read and write, as guests do.
 static BYTES: Bytes =
     Bytes([const { [const { AtomicU32::new(0) }; WORDS_PER_PAGE] }; BLOCKS * PAGES_PER_BLOCK]);
 
@@ -21,7 +18,7 @@ struct Bytes([[AtomicU32; WORDS_PER_PAGE]; BLOCKS * PAGES_PER_BLOCK]);
 static LENT: [AtomicBool; BLOCKS * PAGES_PER_BLOCK] =
     [const { AtomicBool::new(false) }; BLOCKS * PAGES_PER_BLOCK];
 
-/// Address of page `index`, 0 to 1023. Pages 0 and 512 begin a block.
+/// Address of page `index`, 0 to 2047. Every 512th begins a block.
 pub fn page(index: usize) -> Hpa {
     Hpa::truncate((&raw const BYTES.0[index]).addr() as u64)
 }
@@ -37,18 +34,18 @@ fn number(at: Hpa) -> usize {
 
 fn pages_of(hpa: Hpa, level: Level) -> core::ops::Range<usize> {
     let first = number(hpa);
-    first..first + (level.size() / Level::L4K.size()) as usize
+    first..first + level.pages() as usize
 }
 
-/// Gives out the page of `level` at `hpa`.
-pub fn lend(hpa: Hpa, level: Level) -> Frame {
-    for page in pages_of(hpa, level) {
-        assert!(!LENT[page].swap(true, Ordering::AcqRel), "page {page} is lent already");
+/// Gives out `count` pages from page `first` on.
+pub fn lend(first: usize, count: usize) -> Frames {
+    for (page, lent) in LENT.iter().enumerate().skip(first).take(count) {
+        assert!(!lent.swap(true, Ordering::AcqRel), "page {page} is lent already");
     }
     // SAFETY:
-    // * the ledger says that no frame covers any of its pages; what Rust knows of them are atomics;
+    // * the ledger says that no frame covers any of the pages; what Rust knows of them are atomics;
     // * nothing here encrypts memory.
-    unsafe { Frame::assume_owned(hpa, level) }.expect("an aligned page")
+    unsafe { Frames::assume_owned(page(first), count as u64) }.expect("pages are aligned")
 }
 
 /// Takes a page back, whatever is in it: all memory here has the one key there is.

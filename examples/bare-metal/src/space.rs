@@ -1,19 +1,15 @@
 //! A guest-physical address space, or the CPU's own: how a host drives sept-core where no TEE stands behind the table.
 //!
 //! Every change under a running guest is here, with the fence where it belongs: *block, fence, take* for what is taken
-//! away; *change, then fence* for a merge; no fence at all for a split, since what an MMU may have cached says the same.
-//! Nothing here allocates: tables come out of a pool and go back to it.
+//! away; *close, wait, change, fence* for a merge; no fence at all for a split, since what an MMU may have cached says the
+//! same. What needs tables is planned, reserved and then done.
 
 use crate::memory;
-use core::{
-    cell::{RefCell, RefMut},
-    hint::spin_loop,
-    sync::atomic::Ordering,
-};
+use core::{cell::RefCell, hint::spin_loop, sync::atomic::Ordering};
 use sept_core::{
-    Direct, Entry, Exclusive, Fenced, Fill, Frame, FrameKind, FrameList, FrameSlice, FrameSource, FrameStore,
-    Frames, GpaEntry, HardwareWalked, Hpa, Level, Obligation, SecurePageTable, Shootdown, SideWords,
-    TableError, TableFrame, TableMemory, Tainted, Word,
+    Direct, Entry, Exclusive, Fenced, Frame, FrameKind, FrameList, FrameSlice, FrameSource, FrameStore,
+    Frames, GpaEntry, GpaRange, HardwareWalked, Hpa, Level, Obligation, Plan, Scope, SecurePageTable,
+    Shootdown, SideWords, TableFrame, TableMemory, Tainted, Word,
 };
 
 const TABLES: usize = 32;
@@ -77,72 +73,73 @@ impl<'m, F: HardwareWalked, S: Shootdown> Space<'m, F, S> {
         &self.table
     }
 
-    /// The table for the only thread that changes it, and the pool.
-    pub fn exclusive(&mut self) -> (Exclusive<'_, F, &'m FrameSlice<'m>, Direct<S>>, &Pool<'m>) {
-        (self.table.exclusive(), &self.pool)
+    /// The table for the only thread that changes it.
+    pub fn exclusive(&mut self) -> Exclusive<'_, F, &'m FrameSlice<'m>, Direct<S>> {
+        self.table.exclusive()
+    }
+
+    /// Room for reserved frames: any number, chained through their side words.
+    fn store(&self) -> FrameList<'m, FrameSlice<'m>> {
+        FrameList::new(self.table.memory())
     }
 
     /// Tables in use, the root included.
     pub fn tables(&self) -> usize {
-        TABLES - self.pool.store().count(FrameKind::MirrorTable) as usize
+        TABLES - self.pool.count()
     }
 
-    /// Maps `page`, and the tables on the way to it.
-    pub fn map(&self, at: GpaEntry, mut page: Frame) {
-        while let Err(refused) = self.table.map(at, page, Fill::OnAccept) {
-            let TableError::NoTable { stop, .. } = refused.error else { panic!("{}", refused.error) };
-            self.table.link(stop, None, &mut *self.pool.store()).expect("a table");
-            page = refused.held;
-        }
+    /// Maps `pages` at `range`, which is free, in pages of at most `largest`.
+    pub fn map(&self, range: GpaRange, pages: Frames, largest: Level) {
+        let plan = self.table.plan_map(range, pages.hpa(), largest).expect("a free range");
+        let reserved = plan.reserve(&self.pool, self.store()).expect("enough tables");
+        let done = self.table.map_range(reserved, pages).expect("as planned");
+        assert_eq!(done.used, plan.needs());
     }
 
-    /// Takes the page at `at` away.
-    pub fn unmap(&self, at: GpaEntry) -> Frame<Tainted> {
-        self.table.block(at).expect("a page");
-        let fenced = self.fence();
-        self.table.remove(at, &fenced).expect("a page that is blocked and fenced")
-    }
-
-    /// Takes away the tables that lead to `at` as far as they are empty.
-    pub fn trim(&self, at: GpaEntry) {
-        let mut owed = self.table.obligation();
-        for level in [Level::L2M, Level::L1G, Level::L512G] {
-            let at = GpaEntry::containing(at.gpa(), level);
-            if self.table.live(at).ok().flatten() == Some(0) {
-                self.table.block(at).expect("a table");
-                let fenced = self.fence();
-                self.table.unlink(at, &fenced, &mut owed).expect("an empty table");
-            }
-        }
-        self.settle(owed);
-    }
-
-    /// Makes 512 pages of the page at `at`.
-    pub fn split(&self, at: GpaEntry) {
-        self.table.split_in_place(at, &mut *self.pool.store()).expect("a page");
+    /// Splits the pages of `range` that `scope` names.
+    pub fn split(&self, range: GpaRange, scope: Scope) {
+        let plan = self.table.plan_split(range, scope).expect("a range of this guest");
+        let reserved = plan.reserve(&self.pool, self.store()).expect("enough tables");
+        let done = self.table.split_range(reserved).expect("as planned");
+        assert_eq!(done.used, plan.needs());
     }
 
     /// Makes one page of the 512 below `at`.
     pub fn merge(&self, at: GpaEntry) {
         self.table.close(at).expect("a table");
-        // Whoever was at work below has left.
+        // Whoever was at work in it has left.
         let quiet = self.fence().quiet();
         let mut owed = self.table.obligation();
         self.table.merge_in_place(at, &quiet, &mut owed).expect("512 pages in a row");
-        self.settle(owed);
+        self.settle(owed, |_| unreachable!("a merge frees tables only"));
     }
 
-    /// Puts the tables of `owed` back into the pool, once nobody can reach them.
-    pub fn settle(&self, owed: Obligation) {
-        let quiet = self.fence().quiet();
-        self.table.settle(owed, &quiet, &self.pool).expect("fenced");
+    /// Takes everything in `range` away and hands out its pages.
+    pub fn unmap(&self, range: GpaRange, mut page: impl FnMut(Frame<Tainted>)) {
+        self.table.block_range(range).expect("no page across an end");
+        let fenced = self.fence();
+        let mut owed = self.table.obligation();
+        self.table.take_range(range, &fenced, &mut owed, |_, frame| page(frame)).expect("blocked and fenced");
+        self.settle(owed, |frame| page(frame.taint()));
     }
 
-    /// The same, with every page that the tables still name given to `page`.
-    pub fn settle_pages(&self, owed: Obligation, mut page: impl FnMut(Frame)) {
+    /// Takes away the tables that lead to `range` as far as they are empty.
+    pub fn trim(&self, range: GpaRange) {
+        let around = range.align_out(Level::L512G);
+        let mut owed = self.table.obligation();
+        // A table above an empty one is empty a round later.
+        while self.table.block_empty_tables(around).expect("nobody else is at work").tables != 0 {
+            let fenced = self.fence();
+            self.table.unlink_empty_tables(around, &fenced, &mut owed).expect("blocked and fenced");
+        }
+        self.settle(owed, |_| unreachable!("the tables are empty"));
+    }
+
+    /// Puts the tables of `owed` back into the pool, and hands out the pages that they still name, once nobody can reach
+    /// them.
+    pub fn settle(&self, owed: Obligation, mut page: impl FnMut(Frame)) {
         let quiet = self.fence().quiet();
-        let settled = self.table.settle_pages(owed, &quiet, &self.pool, &mut |_, frame| page(frame));
-        settled.expect("fenced");
+        self.table.settle_pages(owed, &quiet, &self.pool, &mut |_, frame| page(frame)).expect("fenced");
     }
 
     /// Makes every CPU forget what it cached of the table, and waits for it.
@@ -182,9 +179,9 @@ impl<'m, F: HardwareWalked, S: Shootdown> Space<'m, F, S> {
     }
 }
 
-/// Free frames for tables, chained through their own side words.
+/// Frames that are free for tables.
 #[derive(Debug)]
-pub struct Pool<'m>(RefCell<FrameList<'m, FrameSlice<'m>>>);
+struct Pool<'m>(RefCell<FrameList<'m, FrameSlice<'m>>>);
 
 impl<'m> Pool<'m> {
     fn new(memory: &'m FrameSlice<'m>, mut frames: Frames) -> Self {
@@ -195,18 +192,18 @@ impl<'m> Pool<'m> {
         Self(RefCell::new(list))
     }
 
-    /// The frames as a store.
-    pub fn store(&self) -> RefMut<'_, dyn FrameStore + 'm> {
-        RefMut::map(self.0.borrow_mut(), |list| list as &mut (dyn FrameStore + 'm))
+    /// How many there are.
+    fn count(&self) -> usize {
+        self.0.borrow().count(FrameKind::MirrorTable) as usize
     }
 }
 
 impl FrameSource for Pool<'_> {
     fn take(&self, kind: FrameKind, _: Hpa) -> Option<Frame> {
-        self.store().get(kind)
+        self.0.borrow_mut().get(kind)
     }
 
     fn give(&self, kind: FrameKind, frame: Frame) {
-        self.store().put(kind, frame).expect("a frame of the slice");
+        self.0.borrow_mut().put(kind, frame).expect("a frame of the slice");
     }
 }

@@ -41,7 +41,7 @@ fn misconfigured(space: &Space<'_, Ept, &Kick>, guest: &mut Guest<'_>) {
     let at = GpaEntry::containing(Gpa::truncate(0x8020_3000), Level::L4K);
     let address = at.gpa().raw() + 0x50;
     check(EPT.name, "an entry that may be written but not read is a misconfiguration", || {
-        space.map(at, memory::lend(memory::page(0), Level::L4K));
+        space.map(at.range(), memory::lend(0, 1), Level::L4K);
         assert!(guest.try_read(address).is_ok());
         let entry = space.word(at);
         // Bit 0 of an entry is the permission to read.
@@ -51,7 +51,7 @@ fn misconfigured(space: &Space<'_, Ept, &Kick>, guest: &mut Guest<'_>) {
         space.set_word(at, entry);
         space.fence();
         assert!(guest.try_read(address).is_ok());
-        memory::take_back(space.unmap(at));
-        space.trim(at);
+        space.unmap(at.range(), memory::take_back);
+        space.trim(at.range());
     });
 }

@@ -14,8 +14,8 @@ use crate::{
     space::{Space, Tables, with_space},
 };
 use core::{cell::Cell, sync::atomic::Ordering};
-use sept_core::{Frame, Gpa, GpaEntry, Hpa, Level, Shootdown, X86, X86Config};
-use x86_64::{PhysAddr, VirtAddr, instructions::tlb, registers::control::Cr3, structures::paging::PhysFrame};
+use sept_core::{Frames, Gpa, GpaEntry, GpaRange, Hpa, Level, Scope, Shootdown, X86, X86Config};
+use x86_64::{PhysAddr, instructions::tlb, registers::control::Cr3, structures::paging::PhysFrame};
 
 /// Error codes: bit 0 the page is present, bit 1 it was a write.
 const PAGING: Mmu = Mmu {
@@ -27,8 +27,7 @@ const PAGING: Mmu = Mmu {
     write_denied: 1 << 1 | 1 << 0,
 };
 
-/// The address under test. Bits 22:12 differ from those of the program's own pages, which could drive it out of a
-/// small TLB.
+/// The addresses under test begin here.
 const BASE: u64 = (512 << 30) + (6 << 20);
 
 /// Memory that is mapped to itself, in leaves of 2 MiB: all that the program uses.
@@ -91,30 +90,24 @@ impl Walker for ThisCpu {
 
 /// Checks x86-64 paging.
 pub fn run(tables: &mut Tables) {
-    with_space(
-        tables,
-        X86Config::SUPERVISOR_4,
-        FlushHere::default(),
-        |space: &mut Space<'_, X86, FlushHere>| {
-            for base in (0..IDENTITY).step_by(2 << 20) {
-                let at = GpaEntry::containing(Gpa::truncate(base), Level::L2M);
-                // SAFETY: the frame stands for the program's own memory. It stays in the table until both are forgotten.
-                let frame = unsafe { Frame::assume_owned(Hpa::truncate(base), Level::L2M) };
-                space.map(at, frame.expect("an aligned page"));
-            }
-            let table = PhysFrame::containing_address(PhysAddr::new(space.table().root().raw()));
-            let (before, flags) = Cr3::read();
-            check(PAGING.name, "the CPU goes on under our table", || {
-                // SAFETY: the table maps all that the program uses to itself, and only one CPU uses it.
-                unsafe { Cr3::write(table, flags) };
-            });
-            under_its_feet(space);
-            translations::run(&PAGING, space, &mut ThisCpu, BASE);
-            stale(space);
-            // SAFETY: the table that the program came from.
-            unsafe { Cr3::write(before, flags) };
-        },
-    );
+    let shootdown = FlushHere::default();
+    with_space(tables, X86Config::SUPERVISOR_4, shootdown, |space: &mut Space<'_, X86, FlushHere>| {
+        let all = GpaRange::new(Gpa::truncate(0), IDENTITY).expect("whole pages");
+        // SAFETY: these frames stand for the program's own memory. They stay in the table until both are forgotten.
+        let pages = unsafe { Frames::assume_owned(Hpa::truncate(0), all.pages()) };
+        space.map(all, pages.expect("aligned pages"), Level::L2M);
+        let table = PhysFrame::containing_address(PhysAddr::new(space.table().root().raw()));
+        let (before, flags) = Cr3::read();
+        check(PAGING.name, "the CPU goes on under our table", || {
+            // SAFETY: the table maps all that the program uses to itself, and only one CPU uses it.
+            unsafe { Cr3::write(table, flags) };
+        });
+        under_its_feet(space);
+        translations::run(&PAGING, space, &mut ThisCpu, BASE);
+        exchanged(space);
+        // SAFETY: the table that the program came from.
+        unsafe { Cr3::write(before, flags) };
+    });
 }
 
 /// The pages that hold the running code, its stack and the tables themselves are split and merged.
@@ -125,7 +118,7 @@ fn under_its_feet(space: &Space<'_, X86, FlushHere>) {
     let places = [run as *const () as usize, (&raw const local).addr(), space.table().root().raw() as usize];
     check(PAGING.name, "the leaf of the running code, stack and tables is split and merged", || {
         for at in places.map(here) {
-            space.split(at);
+            space.split(at.range(), Scope::Whole(Level::L4K));
             assert_eq!(space.tables(), tables + 1);
             space.merge(at);
             assert_eq!(space.tables(), tables);
@@ -134,26 +127,35 @@ fn under_its_feet(space: &Space<'_, X86, FlushHere>) {
 }
 
 /// A missing flush shows, and a flush makes up for it.
-fn stale(space: &Space<'_, X86, FlushHere>) {
-    let at = GpaEntry::containing(Gpa::truncate(BASE), Level::L4K);
-    let (old, new) = (memory::page(0), memory::page(1));
-    memory::word(old, 0).store(0x01d, Ordering::Relaxed);
-    memory::word(new, 0).store(0x0e3, Ordering::Relaxed);
-    check(PAGING.name, "an exchanged page is read as before without a flush, as it is with one", || {
-        space.map(at, memory::lend(old, Level::L4K));
-        assert_eq!(ThisCpu.read(BASE), Ok(0x01d));
+fn exchanged(space: &Space<'_, X86, FlushHere>) {
+    const PAGES: usize = 64;
+    /// What each page of the machine's begins with.
+    fn label(page: usize) -> u32 {
+        0xe3_0000 | page as u32
+    }
+    check(PAGING.name, "exchanged pages are read as before without a flush, as they are with one", || {
+        let range = GpaRange::new(Gpa::truncate(BASE), PAGES as u64 * Level::L4K.size()).expect("pages");
+        let read = |index: usize| ThisCpu.read(BASE + 4096 * index as u64).expect("a page");
+        for page in 0..2 * PAGES {
+            memory::word(memory::page(page), 0).store(label(page), Ordering::Relaxed);
+        }
+        space.map(range, memory::lend(0, PAGES), Level::L4K);
+        assert!((0..PAGES).all(|index| read(index) == label(index)));
+        let mut removed = [const { None }; PAGES];
         let exchange = || {
-            let removed = space.unmap(at);
-            space.map(at, memory::lend(new, Level::L4K));
-            removed
+            let mut slots = removed.iter_mut();
+            space.unmap(range, |page| *slots.next().expect("a slot") = Some(page));
+            space.map(range, memory::lend(PAGES, PAGES), Level::L4K);
         };
-        // SAFETY: the old page waits in `removed` until after the flush, and no table was taken out.
-        let removed = unsafe { space.table().external().shootdown().carelessly(exchange) };
-        assert_eq!(ThisCpu.read(BASE), Ok(0x01d), "the translation was not cached: nothing was tested");
-        tlb::flush(VirtAddr::new(BASE));
-        assert_eq!(ThisCpu.read(BASE), Ok(0x0e3));
-        memory::take_back(removed);
-        memory::take_back(space.unmap(at));
-        space.trim(at);
+        // SAFETY: the old pages wait in `removed` until a flush.
+        unsafe { space.table().external().shootdown().carelessly(exchange) };
+        // The program's own pages may have driven some out of the TLB.
+        let stale = (0..PAGES).filter(|&index| read(index) == label(index)).count();
+        assert_ne!(stale, 0, "no translation was cached: nothing was tested");
+        space.fence();
+        assert!((0..PAGES).all(|index| read(index) == label(PAGES + index)));
+        removed.into_iter().flatten().for_each(memory::take_back);
+        space.unmap(range, memory::take_back);
+        space.trim(range);
     });
 }

@@ -15,13 +15,18 @@ use core::{
     hint::spin_loop,
     sync::atomic::{AtomicBool, Ordering},
 };
-use sept_core::{Gpa, GpaEntry, HardwareWalked, Hpa, Level, Permissions};
+use sept_core::{Gpa, GpaEntry, HardwareWalked, Level, Permissions, Scope};
 
-/// What the guest sees beside its programs: the page in which it shows what it read, the page that is exchanged while
-/// it runs, and the block that is split and merged.
+/// Where the guest shows what it read, the 2 MiB that are under test, and the address in it that the guest watches, whose
+/// place in a TLB no other page of the guest has.
 const SHOWN: u64 = 0x1000;
-const WATCHED: u64 = 0x4000_0000;
 const BLOCK: u64 = 0x8060_0000;
+const WATCHED: u64 = BLOCK + WATCHED_PAGE as u64 * 4096;
+const WATCHED_PAGE: usize = 37;
+
+/// Pages of guest memory that are always mapped; the checks use others.
+const CODE_PAGE: usize = 512;
+const SHOWN_PAGE: usize = 513;
 
 /// Checks a second-level MMU, and `more` that is peculiar to it. `fetch_denied` is the cause of a fault when an
 /// instruction is fetched from a page that may be read and written only.
@@ -34,12 +39,11 @@ pub fn run<F: HardwareWalked, V: Virtualization>(
 ) {
     let kick = Kick::new();
     with_space(tables, config, &kick, |space: &mut Space<'_, F, &Kick>| {
-        let (code, shown) = (memory::page(512), memory::page(513));
-        let always_there = [(small(guest::CODE), code), (small(SHOWN), shown)];
+        let always_there = [(small(guest::CODE), CODE_PAGE), (small(SHOWN), SHOWN_PAGE)];
         for (at, page) in always_there {
-            space.map(at, memory::lend(page, Level::L4K));
+            space.map(at.range(), memory::lend(page, 1), Level::L4K);
         }
-        guest::load_programs(code);
+        guest::load_programs(memory::page(CODE_PAGE));
 
         let root = space.table().root();
         let body = |vcpu: &mut dyn Vcpu| {
@@ -50,14 +54,19 @@ pub fn run<F: HardwareWalked, V: Virtualization>(
         };
         // SAFETY: the table lives until the end of this function and maps pages of guest memory only.
         unsafe { V::with_vcpu(root, body) };
-        stale::<F, V>(mmu, space, &kick, shown);
+        resized_beside_a_guest::<F, V>(mmu, space, &kick);
+        exchanged_beside_a_guest::<F, V>(mmu, space, &kick);
 
         for (at, _) in always_there {
-            memory::take_back(space.unmap(at));
-            space.trim(at);
+            space.unmap(at.range(), memory::take_back);
+            space.trim(at.range());
         }
         assert_eq!(space.tables(), 1, "tables that did not come back");
     });
+}
+
+fn small(gpa: u64) -> GpaEntry {
+    GpaEntry::containing(Gpa::truncate(gpa), Level::L4K)
 }
 
 /// A page without execute permission can be read and is not executed.
@@ -78,69 +87,99 @@ fn execute<F: HardwareWalked>(
     });
 }
 
-fn small(gpa: u64) -> GpaEntry {
-    GpaEntry::containing(Gpa::truncate(gpa), Level::L4K)
+/// What the guest sees: the result of a read that begins after this is called.
+fn seen() -> u32 {
+    let [value, count] = [0, 1].map(|index| memory::word(memory::page(SHOWN_PAGE), index));
+    let begin = count.load(Ordering::Acquire);
+    // One may be under way.
+    while count.load(Ordering::Acquire).wrapping_sub(begin) < 2 {
+        spin_loop();
+    }
+    value.load(Ordering::Acquire)
 }
 
-/// A guest on the second CPU keeps reading a page while this CPU exchanges it: without a fence the guest goes on with
-/// the old page, however long it runs; once a fence is done it reads the new one.
-fn stale<F: HardwareWalked, V: Virtualization>(
-    mmu: &Mmu,
+/// Runs `body` while a guest on the second CPU reads what is at [`WATCHED`] again and again. Where the guest meets a
+/// hole it tries again, if that `may_fault`.
+fn beside_a_guest<F: HardwareWalked, V: Virtualization>(
     space: &Space<'_, F, &Kick>,
     kick: &Kick,
-    shown: Hpa,
+    may_fault: bool,
+    body: impl FnOnce(),
 ) {
     let root = space.table().root();
-    let at = small(WATCHED);
-    let (old, new) = (memory::page(0), memory::page(1));
-    memory::word(old, 0).store(0x01d, Ordering::Relaxed);
-    memory::word(new, 0).store(0x0e3, Ordering::Relaxed);
-    let [value, count] = [0, 1].map(|index| memory::word(shown, index));
     let stop = AtomicBool::new(false);
-
-    let guest = || {
-        let body = |vcpu: &mut dyn Vcpu| {
+    let job = || {
+        let run = |vcpu: &mut dyn Vcpu| {
             let mut guest = Guest::new(vcpu, kick);
             while !stop.load(Ordering::Acquire) {
                 match guest.watch(WATCHED, SHOWN) {
                     Exit::Interrupt => {}
-                    // In the middle of the exchange: try again.
-                    Exit::Hole(fault) => assert_eq!(fault.at, WATCHED),
+                    Exit::Hole(fault) if may_fault => assert_eq!(fault.at, WATCHED),
                     exit => panic!("unexpected exit: {exit:x?}"),
                 }
             }
         };
         // SAFETY: the caller's table outlives the job and maps pages of guest memory only.
-        unsafe { V::with_vcpu(root, body) };
+        unsafe { V::with_vcpu(root, run) };
     };
-    // What the guest sees from now on: a read that begins after this is called.
-    let seen = || {
-        let begin = count.load(Ordering::Acquire);
-        // One may be under way.
-        while count.load(Ordering::Acquire).wrapping_sub(begin) < 2 {
-            spin_loop();
-        }
-        value.load(Ordering::Acquire)
-    };
+    second::beside(&job, || {
+        body();
+        stop.store(true, Ordering::Release);
+        space.fence();
+    });
+}
+
+/// The guest neither faults nor reads anything else while its memory is split and merged.
+fn resized_beside_a_guest<F: HardwareWalked, V: Virtualization>(
+    mmu: &Mmu,
+    space: &Space<'_, F, &Kick>,
+    kick: &Kick,
+) {
+    check(mmu.name, "a running guest does not notice that its memory is split and merged", || {
+        let block = GpaEntry::containing(Gpa::truncate(BLOCK), Level::L2M);
+        space.map(block.range(), memory::lend(0, 512), Level::L2M);
+        memory::word(memory::page(WATCHED_PAGE), 0).store(0x5a7, Ordering::Relaxed);
+        beside_a_guest::<F, V>(space, kick, false, || {
+            for _ in 0..20 {
+                assert_eq!(seen(), 0x5a7);
+                space.split(block.range(), Scope::Whole(Level::L4K));
+                assert_eq!(seen(), 0x5a7);
+                space.merge(block);
+            }
+        });
+        space.unmap(block.range(), memory::take_back);
+        space.trim(block.range());
+    });
+}
+
+/// The guest keeps reading a page that is exchanged: without a fence it goes on with the old one, however long it runs;
+/// once a fence is done it reads the new one.
+fn exchanged_beside_a_guest<F: HardwareWalked, V: Virtualization>(
+    mmu: &Mmu,
+    space: &Space<'_, F, &Kick>,
+    kick: &Kick,
+) {
     check(mmu.name, "a running guest sees that a page was exchanged only after a fence", || {
-        space.map(at, memory::lend(old, Level::L4K));
-        second::beside(&guest, || {
+        let range = small(WATCHED).range();
+        for (page, value) in [(0, 0x01d), (1, 0x0e3)] {
+            memory::word(memory::page(page), 0).store(value, Ordering::Relaxed);
+        }
+        space.map(range, memory::lend(0, 1), Level::L4K);
+        beside_a_guest::<F, V>(space, kick, true, || {
             assert_eq!(seen(), 0x01d);
+            let mut removed = None;
             let exchange = || {
-                let removed = space.unmap(at);
-                space.map(at, memory::lend(new, Level::L4K));
-                removed
+                space.unmap(range, |page| removed = Some(page));
+                space.map(range, memory::lend(1, 1), Level::L4K);
             };
             // SAFETY: the old page waits in `removed` until the fence below has ended, and no table was taken out.
-            let removed = unsafe { kick.carelessly(exchange) };
+            unsafe { kick.carelessly(exchange) };
             assert_eq!(seen(), 0x01d, "the translation was not cached: nothing was tested");
             space.fence();
             assert_eq!(seen(), 0x0e3);
-            memory::take_back(removed);
-            stop.store(true, Ordering::Release);
-            space.fence();
+            memory::take_back(removed.expect("the old page"));
         });
-        memory::take_back(space.unmap(at));
-        space.trim(at);
+        space.unmap(range, memory::take_back);
+        space.trim(range);
     });
 }

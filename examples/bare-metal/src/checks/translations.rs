@@ -1,13 +1,15 @@
 //! What holds for every MMU: it reads through the table what the table says, before and after each change.
 
-use super::check;
 use crate::{
     guest::{Fault, Walker},
     memory,
     space::Space,
 };
-use core::sync::atomic::Ordering;
-use sept_core::{Fill, Gpa, GpaEntry, HardwareWalked, Level, Permissions, Shootdown};
+use core::{
+    ops::Range,
+    sync::atomic::{AtomicU32, Ordering},
+};
+use sept_core::{Gpa, GpaEntry, GpaRange, HardwareWalked, Level, Permissions, Scope, Shootdown};
 
 /// How an MMU marks entries and names causes.
 #[derive(Debug)]
@@ -26,57 +28,21 @@ pub struct Mmu {
     pub write_denied: u64,
 }
 
+/// Pages of a block of 2 MiB.
 const PAGES: u16 = 512;
 
-/// 2 MiB of guest memory in which no two pages look the same, and where they are mapped.
-struct Subject {
+/// Somebody who reads 2 MiB of guest memory through a table that is changed meanwhile.
+///
+/// Guest memory from `block` on is the machine's from page 0 on, and no two pages look the same.
+struct Subject<'a, 'm, F: HardwareWalked, S: Shootdown, W> {
+    mmu: &'a Mmu,
+    space: &'a mut Space<'m, F, S>,
+    walker: &'a mut W,
     block: GpaEntry,
 }
 
-impl Subject {
-    fn page(&self, index: u16) -> GpaEntry {
-        self.block.child(index).expect("an index below 512")
-    }
-
-    /// The word of a page that is looked at, elsewhere in each page.
-    fn word(index: u16) -> usize {
-        usize::from(index) * 7 % 1024
-    }
-
-    /// The address of that word, and what it holds.
-    fn sample(&self, index: u16) -> (u64, u32) {
-        (self.page(index).gpa().raw() + 4 * Self::word(index) as u64, 0x5a00_0000 | u32::from(index))
-    }
-
-    fn fill(&self, index: u16) {
-        memory::word(memory::page(index.into()), Self::word(index))
-            .store(self.sample(index).1, Ordering::Relaxed);
-    }
-
-    /// Reads every page but those of `holes`, which must fault. sept-core says the same of each address.
-    fn read_all<F: HardwareWalked, S: Shootdown>(
-        &self,
-        mmu: &Mmu,
-        space: &Space<'_, F, S>,
-        walker: &mut impl Walker,
-        holes: impl Fn(u16) -> bool,
-    ) {
-        for index in 0..PAGES {
-            let (at, value) = self.sample(index);
-            let offset = 4 * Self::word(index) as u64;
-            let (expected, hpa) = if holes(index) {
-                (Err(Fault { at, cause: mmu.read_of_hole }), None)
-            } else {
-                (Ok(value), memory::page(index.into()).checked_add(offset))
-            };
-            assert_eq!(walker.read(at), expected, "page {index}");
-            let translation = space.table().translate(Gpa::truncate(at));
-            assert_eq!(translation.map(|translation| translation.hpa), hpa, "page {index}");
-        }
-    }
-}
-
-/// Map, split, block, unmap, protect, merge, with reads of all 512 pages before and after.
+/// Map, split, block, protect, merge and unmap at `base` (a multiple of 2 MiB, free up to the next GiB), with reads of all
+/// pages before and after.
 pub fn run<F: HardwareWalked, S: Shootdown>(
     mmu: &Mmu,
     space: &mut Space<'_, F, S>,
@@ -84,178 +50,239 @@ pub fn run<F: HardwareWalked, S: Shootdown>(
     base: u64,
 ) {
     let block = GpaEntry::new(Gpa::truncate(base), Level::L2M).expect("an aligned base");
-    let subject = Subject { block };
-    (0..PAGES).for_each(|index| subject.fill(index));
-    large(mmu, space, walker, &subject);
-    small(mmu, space, walker, &subject);
-    merged(mmu, space, walker, &subject);
-    exclusive(mmu, space, walker, &subject);
+    let mut subject = Subject { mmu, space, walker, block };
+    subject.large_page();
+    subject.small_pages();
+    subject.merge();
+    subject.exclusive();
+    subject.range();
 }
 
-fn none(_: u16) -> bool {
+fn nowhere(_: usize) -> bool {
     false
 }
 
-fn all(_: u16) -> bool {
+fn everywhere(_: usize) -> bool {
     true
 }
 
-fn large<F: HardwareWalked, S: Shootdown>(
-    mmu: &Mmu,
-    space: &Space<'_, F, S>,
-    walker: &mut impl Walker,
-    subject: &Subject,
-) {
-    check(mmu.name, "an address that was never mapped faults", || {
-        let (at, _) = subject.sample(77);
-        assert_eq!(walker.read(at), Err(Fault { at, cause: mmu.read_of_hole }));
-        assert_eq!(walker.write(at, 1), Err(Fault { at, cause: mmu.write_to_hole }));
-    });
-    check(mmu.name, "a 2M page is read in all its 512 pieces", || {
-        space.map(subject.block, memory::lend(memory::page(0), Level::L2M));
-        subject.read_all(mmu, space, walker, none);
-    });
-    check(mmu.name, "the MMU marks it accessed, and dirty when it is written", || {
-        let bits = || space.word(subject.block) & (mmu.accessed | mmu.dirty);
-        assert_eq!(bits(), mmu.accessed);
-        let (at, value) = subject.sample(9);
-        assert_eq!(walker.write(at, value), Ok(()));
-        assert_eq!(bits(), mmu.accessed | mmu.dirty);
-    });
-}
+impl<F: HardwareWalked, S: Shootdown, W: Walker> Subject<'_, '_, F, S, W> {
+    fn check(&mut self, claim: &str, body: impl FnOnce(&mut Self)) {
+        super::check(self.mmu.name, claim, || body(self));
+    }
 
-fn small<F: HardwareWalked, S: Shootdown>(
-    mmu: &Mmu,
-    space: &Space<'_, F, S>,
-    walker: &mut impl Walker,
-    subject: &Subject,
-) {
-    let holes = |index| [0, 300, 511].contains(&index);
-    check(mmu.name, "split into 512 pages it reads the same", || {
-        space.split(subject.block);
-        // So that the MMU looks at the new table.
-        space.fence();
-        subject.read_all(mmu, space, walker, none);
-    });
-    check(mmu.name, "pages that are blocked fault, and are read again when they are unblocked", || {
-        let pages = (0..PAGES).filter(|&index| holes(index)).map(|index| subject.page(index));
-        pages.clone().for_each(|page| space.table().block(page).expect("a page"));
-        let fenced = space.fence();
-        subject.read_all(mmu, space, walker, holes);
-        pages.for_each(|page| space.table().unblock(page, &fenced).expect("a blocked page"));
-        subject.read_all(mmu, space, walker, none);
-    });
-    check(mmu.name, "pages that are unmapped fault", || {
-        for index in (0..PAGES).filter(|&index| holes(index)) {
-            memory::take_back(space.unmap(subject.page(index)));
+    fn page(&self, index: u16) -> GpaEntry {
+        self.block.child(index).expect("an index below 512")
+    }
+
+    /// The word of page `index` that is looked at, elsewhere in each page.
+    fn word(index: usize) -> &'static AtomicU32 {
+        memory::word(memory::page(index), Self::offset(index) / 4)
+    }
+
+    fn offset(index: usize) -> usize {
+        index * 28 % 4096
+    }
+
+    /// The address of that word, and what it is made to hold.
+    fn sample(&self, index: usize) -> (u64, u32) {
+        let value = 0x5a00_0000 | index as u32;
+        Self::word(index).store(value, Ordering::Relaxed);
+        (self.block.gpa().raw() + (index * 4096 + Self::offset(index)) as u64, value)
+    }
+
+    /// Reads every one of `pages` but the holes, which must fault. sept-core says the same of each address.
+    fn read_all(&mut self, pages: Range<usize>, is_hole: impl Fn(usize) -> bool) {
+        for index in pages {
+            let (at, value) = self.sample(index);
+            let hpa = memory::page(index).raw() | at & Level::L4K.mask();
+            let (expected, hpa) = if is_hole(index) {
+                (Err(Fault { at, cause: self.mmu.read_of_hole }), None)
+            } else {
+                (Ok(value), Some(hpa))
+            };
+            assert_eq!(self.walker.read(at), expected, "page {index}");
+            let translation = self.space.table().translate(Gpa::truncate(at));
+            assert_eq!(translation.map(|translation| translation.hpa.raw()), hpa, "page {index}");
         }
-        subject.read_all(mmu, space, walker, holes);
-    });
-    check(mmu.name, "mapped again, the MMU marks what it reads and what it writes", || {
-        for index in (0..PAGES).filter(|&index| holes(index)) {
-            space.map(subject.page(index), memory::lend(memory::page(index.into()), Level::L4K));
-        }
-        let (read, value) = subject.sample(0);
-        assert_eq!(walker.read(read), Ok(value));
-        let (written, value) = subject.sample(511);
-        assert_eq!(walker.write(written, value), Ok(()));
-        let bits = |index| space.word(subject.page(index)) & (mmu.accessed | mmu.dirty);
-        assert_eq!([0, 300, 511].map(bits), [mmu.accessed, 0, mmu.accessed | mmu.dirty]);
-        subject.read_all(mmu, space, walker, none);
-    });
-    check(mmu.name, "a page without write permission is read, and a write faults", || {
-        let (at, value) = subject.sample(300);
-        let page = subject.page(300);
-        space.table().protect(page, Permissions::READ | Permissions::EXECUTE).expect("a page");
-        space.fence();
-        assert_eq!(walker.write(at, !value), Err(Fault { at, cause: mmu.write_denied }));
-        assert_eq!(walker.read(at), Ok(value));
-        assert_eq!(space.word(page) & mmu.dirty, 0);
-        space.table().protect(page, Permissions::all()).expect("a page");
-        assert_eq!(walker.write(at, value), Ok(()));
-    });
-}
+    }
 
-fn merged<F: HardwareWalked, S: Shootdown>(
-    mmu: &Mmu,
-    space: &Space<'_, F, S>,
-    walker: &mut impl Walker,
-    subject: &Subject,
-) {
-    check(mmu.name, "a table that is closed, or marked not to become one page, is walked", || {
-        let table = space.table();
-        table.close(subject.block).expect("a table");
-        space.fence();
-        subject.read_all(mmu, space, walker, none);
-        table.reopen(subject.block).expect("a closed table");
-        table.inhibit(subject.block, true).expect("a table");
-        space.fence();
-        subject.read_all(mmu, space, walker, none);
-        table.inhibit(subject.block, false).expect("a table");
-    });
-    check(mmu.name, "accessed and dirty differ from page to page, and merged it reads the same", || {
-        let marks = |index| space.word(subject.page(index)) & mmu.dirty;
-        assert!((1..PAGES).any(|index| marks(index) != marks(0)));
-        let tables = space.tables();
-        space.merge(subject.block);
-        assert_eq!(space.tables(), tables - 1);
-        subject.read_all(mmu, space, walker, none);
-    });
-    check(
-        mmu.name,
-        "unmapped all of it faults, marked not to be mapped or not, and its tables come back",
-        || {
-            memory::take_back(space.unmap(subject.block));
-            subject.read_all(mmu, space, walker, all);
-            space.table().inhibit(subject.block, true).expect("a free entry");
-            subject.read_all(mmu, space, walker, all);
-            space.table().inhibit(subject.block, false).expect("a free entry");
-            let tables = space.tables();
-            space.trim(subject.block);
-            assert!(space.tables() < tables);
-        },
-    );
-}
+    fn read_block(&mut self, is_hole: impl Fn(usize) -> bool) {
+        self.read_all(0..PAGES.into(), is_hole);
+    }
 
-/// The same as the only thread that changes the table, which needs no blocking.
-fn exclusive<F: HardwareWalked, S: Shootdown>(
-    mmu: &Mmu,
-    space: &mut Space<'_, F, S>,
-    walker: &mut impl Walker,
-    subject: &Subject,
-) {
-    let tables = space.tables();
-    check(mmu.name, "split, unmapped, mapped and merged with exclusive access it reads as it should", || {
-        space.map(subject.block, memory::lend(memory::page(0), Level::L2M));
-        subject.read_all(mmu, space, walker, none);
+    /// The accessed and dirty marks of the page at `at`.
+    fn marks(&self, at: GpaEntry) -> u64 {
+        self.space.word(at) & (self.mmu.accessed | self.mmu.dirty)
+    }
 
-        let (mut table, pool) = space.exclusive();
-        let mut owed = table.obligation();
-        table.split(subject.block, &mut *pool.store()).expect("a page");
-        let unmapped = table.unmap(subject.page(300), &mut owed).expect("a page");
-        let fenced = space.fence();
-        subject.read_all(mmu, space, walker, |index| index == 300);
+    fn map_block(&mut self) {
+        self.space.map(self.block.range(), memory::lend(0, PAGES.into()), Level::L2M);
+    }
 
-        let page = space.table().take(unmapped, &fenced).expect("a page that is fenced");
-        let (mut table, _) = space.exclusive();
-        table.map(subject.page(300), page, Fill::OnAccept).expect("a free entry");
-        table.merge(subject.block, &mut owed).expect("512 pages in a row");
-        space.settle(owed);
-        subject.read_all(mmu, space, walker, none);
-    });
-    check(mmu.name, "removed with the table above it, all of it faults", || {
-        space.split(subject.block);
-        let (mut table, _) = space.exclusive();
-        let mut owed = table.obligation();
-        let above = GpaEntry::containing(subject.block.gpa(), Level::L1G);
-        table.remove_subtree(above, &mut owed).expect("a table");
-        let mut pages = 0;
-        space.settle_pages(owed, |page| {
-            pages += 1;
-            memory::take_back(page);
+    fn large_page(&mut self) {
+        self.check("an address that was never mapped faults", |s| {
+            let (at, value) = s.sample(77);
+            assert_eq!(s.walker.read(at), Err(Fault { at, cause: s.mmu.read_of_hole }));
+            assert_eq!(s.walker.write(at, value), Err(Fault { at, cause: s.mmu.write_to_hole }));
         });
-        assert_eq!(pages, PAGES);
-        assert_eq!(space.tables(), tables);
-        subject.read_all(mmu, space, walker, all);
-    });
+        self.check("a 2M page is read in all its 512 pieces", |s| {
+            s.map_block();
+            s.read_block(nowhere);
+        });
+        self.check("the MMU marks it accessed, and dirty when it is written", |s| {
+            assert_eq!(s.marks(s.block), s.mmu.accessed);
+            let (at, value) = s.sample(9);
+            assert_eq!(s.walker.write(at, !value), Ok(()));
+            assert_eq!(Self::word(9).load(Ordering::Relaxed), !value);
+            assert_eq!(s.marks(s.block), s.mmu.accessed | s.mmu.dirty);
+        });
+    }
+
+    fn small_pages(&mut self) {
+        const HOLES: [u16; 3] = [0, 300, 511];
+        let is_hole = |index| HOLES.map(usize::from).contains(&index);
+        self.check("split into 512 pages it reads the same", |s| {
+            s.space.split(s.block.range(), Scope::Whole(Level::L4K));
+            // So that the MMU looks at the new table.
+            s.space.fence();
+            s.read_block(nowhere);
+        });
+        self.check("pages that are blocked fault, and are read again once they are unblocked", |s| {
+            let pages = HOLES.map(|index| s.page(index));
+            for at in pages {
+                s.space.table().block(at).expect("a page");
+            }
+            let fenced = s.space.fence();
+            s.read_block(is_hole);
+            for at in pages {
+                s.space.table().unblock(at, &fenced).expect("a blocked page");
+            }
+            s.read_block(nowhere);
+        });
+        self.check("pages that are unmapped fault", |s| {
+            for at in HOLES.map(|index| s.page(index)) {
+                s.space.unmap(at.range(), memory::take_back);
+            }
+            s.read_block(is_hole);
+        });
+        self.check("mapped again, the MMU marks what it reads and what it writes", |s| {
+            for index in HOLES {
+                s.space.map(s.page(index).range(), memory::lend(index.into(), 1), Level::L4K);
+            }
+            let (read, value) = s.sample(0);
+            assert_eq!(s.walker.read(read), Ok(value));
+            let (written, value) = s.sample(511);
+            assert_eq!(s.walker.write(written, value), Ok(()));
+            let marks = HOLES.map(|index| s.marks(s.page(index)));
+            assert_eq!(marks, [s.mmu.accessed, 0, s.mmu.accessed | s.mmu.dirty]);
+        });
+        self.check("a page without write permission is read, and a write faults", |s| {
+            let page = s.page(300);
+            let (at, value) = s.sample(300);
+            s.space.table().protect(page, Permissions::READ | Permissions::EXECUTE).expect("a page");
+            s.space.fence();
+            assert_eq!(s.walker.write(at, !value), Err(Fault { at, cause: s.mmu.write_denied }));
+            assert_eq!(s.walker.read(at), Ok(value));
+            assert_eq!(s.marks(page), s.mmu.accessed);
+            s.space.table().protect(page, Permissions::all()).expect("a page");
+            assert_eq!(s.walker.write(at, value), Ok(()));
+        });
+    }
+
+    fn merge(&mut self) {
+        self.check("a table that is closed, or marked not to become one page, is walked", |s| {
+            s.space.table().close(s.block).expect("a table");
+            s.space.fence();
+            s.read_block(nowhere);
+            s.space.table().reopen(s.block).expect("a closed table");
+            s.space.table().inhibit(s.block, true).expect("a table");
+            s.space.fence();
+            s.read_block(nowhere);
+            s.space.table().inhibit(s.block, false).expect("a table");
+        });
+        self.check("pages marked differently by the MMU are merged, and read the same", |s| {
+            // A page that nobody has read or written.
+            s.space.unmap(s.page(8).range(), memory::take_back);
+            s.space.map(s.page(8).range(), memory::lend(8, 1), Level::L4K);
+            assert_ne!(s.marks(s.page(8)), s.marks(s.page(9)));
+            let tables = s.space.tables();
+            s.space.merge(s.block);
+            assert_eq!(s.space.tables(), tables - 1);
+            s.read_block(nowhere);
+        });
+        self.check("unmapped all of it faults, marked not to be mapped or not", |s| {
+            s.space.unmap(s.block.range(), memory::take_back);
+            s.read_block(everywhere);
+            s.space.table().inhibit(s.block, true).expect("a free entry");
+            s.read_block(everywhere);
+            s.space.table().inhibit(s.block, false).expect("a free entry");
+        });
+        self.check("tables that are left empty come back", |s| {
+            let tables = s.space.tables();
+            s.space.trim(s.block.range());
+            assert!(s.space.tables() < tables);
+            s.read_block(everywhere);
+        });
+    }
+
+    /// As the only thread that changes the table, which needs no blocking.
+    fn exclusive(&mut self) {
+        self.check("changed with exclusive access it reads as it should", |s| {
+            let tables = s.space.tables();
+            s.map_block();
+            s.read_block(nowhere);
+            s.space.split(s.page(300).range(), Scope::Ends);
+
+            let mut table = s.space.exclusive();
+            let mut owed = table.obligation();
+            let unmapped = table.unmap(s.block.child(300).expect("a page"), &mut owed).expect("a page");
+            let fenced = s.space.fence();
+            s.read_block(|index| index == 300);
+
+            let page = s.space.table().take(unmapped, &fenced).expect("a page that is fenced");
+            s.space.map(s.page(300).range(), page.into(), Level::L4K);
+            s.space.exclusive().merge(s.block, &mut owed).expect("512 pages in a row");
+            s.space.settle(owed, memory::take_back);
+            s.read_block(nowhere);
+
+            let mut table = s.space.exclusive();
+            let mut owed = table.obligation();
+            let whole = GpaEntry::containing(s.block.gpa(), Level::L1G).range();
+            table
+                .unmap_range(whole, &mut owed, |_, _| unreachable!("its table goes"))
+                .expect("a whole table");
+            s.space.settle(owed, memory::take_back);
+            s.read_block(everywhere);
+            assert_eq!(s.space.tables(), tables);
+        });
+    }
+
+    /// Ends that lie within 2 MiB.
+    fn range(&mut self) {
+        self.check("a range is mapped in pages of both sizes, split at its ends, and unmapped", |s| {
+            let tables = s.space.tables();
+            // 3 pages, one of 2 MiB, 5 pages.
+            let pages = 1021..1541;
+            let range = s.pages(&pages);
+            s.space.map(range, memory::lend(pages.start, pages.len()), Level::L2M);
+            s.read_all(1000..1560, |index| !pages.contains(&index));
+
+            let middle = 1100..1200;
+            s.space.split(s.pages(&middle), Scope::Ends);
+            s.space.unmap(s.pages(&middle), memory::take_back);
+            s.read_all(1000..1560, |index| !pages.contains(&index) || middle.contains(&index));
+
+            s.space.unmap(range, memory::take_back);
+            s.space.trim(range);
+            s.read_all(1000..1560, everywhere);
+            assert_eq!(s.space.tables(), tables);
+        });
+    }
+
+    fn pages(&self, pages: &Range<usize>) -> GpaRange {
+        let start =
+            self.block.gpa().checked_add(pages.start as u64 * Level::L4K.size()).expect("a low address");
+        GpaRange::new(start, pages.len() as u64 * Level::L4K.size()).expect("some pages")
+    }
 }
