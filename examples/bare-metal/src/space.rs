@@ -139,7 +139,12 @@ impl<'m, F: HardwareWalked, S: Shootdown> Space<'m, F, S> {
     /// them.
     pub fn settle(&self, owed: Obligation, mut page: impl FnMut(Frame)) {
         let quiet = self.fence().quiet();
-        self.table.settle_pages(owed, &quiet, &self.pool, &mut |_, frame| page(frame)).expect("fenced");
+        let mut each = |_, mut pages: Frames| {
+            while let Some(frame) = pages.take(Level::L4K) {
+                page(frame);
+            }
+        };
+        self.table.settle_pages(owed, &quiet, &self.pool, &mut each).expect("fenced");
     }
 
     /// Makes every CPU forget what it cached of the table, and waits for it.

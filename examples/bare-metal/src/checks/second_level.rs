@@ -13,7 +13,7 @@ use crate::{
 };
 use core::{
     hint::spin_loop,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
 };
 use sept_core::{Gpa, GpaEntry, HardwareWalked, Level, Permissions, Scope};
 
@@ -87,40 +87,24 @@ fn execute<F: HardwareWalked>(
     });
 }
 
-/// What the guest sees: the result of a read that begins after this is called.
-fn seen() -> u32 {
-    let [value, count] = [0, 1].map(|index| memory::word(memory::page(SHOWN_PAGE), index));
-    let begin = count.load(Ordering::Acquire);
-    // One may be under way.
-    while count.load(Ordering::Acquire).wrapping_sub(begin) < 2 {
-        spin_loop();
-    }
-    value.load(Ordering::Acquire)
-}
-
-/// Runs `body` while a guest on the second CPU reads what is at [`WATCHED`] again and again. Where the guest meets a
-/// hole it tries again, if that `may_fault`.
+/// Runs `guest` on the second CPU again and again until `body` has ended here.
 fn beside_a_guest<F: HardwareWalked, V: Virtualization>(
     space: &Space<'_, F, &Kick>,
     kick: &Kick,
-    may_fault: bool,
+    run: &(dyn Fn(&mut Guest<'_>) + Sync),
     body: impl FnOnce(),
 ) {
     let root = space.table().root();
     let stop = AtomicBool::new(false);
     let job = || {
-        let run = |vcpu: &mut dyn Vcpu| {
+        let until_stopped = |vcpu: &mut dyn Vcpu| {
             let mut guest = Guest::new(vcpu, kick);
             while !stop.load(Ordering::Acquire) {
-                match guest.watch(WATCHED, SHOWN) {
-                    Exit::Interrupt => {}
-                    Exit::Hole(fault) if may_fault => assert_eq!(fault.at, WATCHED),
-                    exit => panic!("unexpected exit: {exit:x?}"),
-                }
+                run(&mut guest);
             }
         };
         // SAFETY: the caller's table outlives the job and maps pages of guest memory only.
-        unsafe { V::with_vcpu(root, run) };
+        unsafe { V::with_vcpu(root, until_stopped) };
     };
     second::beside(&job, || {
         body();
@@ -129,7 +113,16 @@ fn beside_a_guest<F: HardwareWalked, V: Virtualization>(
     });
 }
 
-/// The guest neither faults nor reads anything else while its memory is split and merged.
+/// Waits until `count` has grown by two: one of what it counts has begun and ended meanwhile.
+fn wait_for_one_more(count: &AtomicU32) {
+    let begin = count.load(Ordering::Acquire);
+    while count.load(Ordering::Acquire).wrapping_sub(begin) < 2 {
+        spin_loop();
+    }
+}
+
+/// The guest neither faults nor reads anything else while its memory is split and merged. It is entered for each read, so
+/// that the MMU walks the table each time.
 fn resized_beside_a_guest<F: HardwareWalked, V: Virtualization>(
     mmu: &Mmu,
     space: &Space<'_, F, &Kick>,
@@ -139,12 +132,20 @@ fn resized_beside_a_guest<F: HardwareWalked, V: Virtualization>(
         let block = GpaEntry::containing(Gpa::truncate(BLOCK), Level::L2M);
         space.map(block.range(), memory::lend(0, 512), Level::L2M);
         memory::word(memory::page(WATCHED_PAGE), 0).store(0x5a7, Ordering::Relaxed);
-        beside_a_guest::<F, V>(space, kick, false, || {
-            for _ in 0..20 {
-                assert_eq!(seen(), 0x5a7);
+        let reads = AtomicU32::new(0);
+        let read = |guest: &mut Guest<'_>| {
+            match guest.try_read(WATCHED) {
+                Err(Exit::Interrupt) => {}
+                result => assert_eq!(result, Ok(0x5a7)),
+            }
+            reads.fetch_add(1, Ordering::Release);
+        };
+        beside_a_guest::<F, V>(space, kick, &read, || {
+            for _ in 0..100 {
                 space.split(block.range(), Scope::Whole(Level::L4K));
-                assert_eq!(seen(), 0x5a7);
+                wait_for_one_more(&reads);
                 space.merge(block);
+                wait_for_one_more(&reads);
             }
         });
         space.unmap(block.range(), memory::take_back);
@@ -165,7 +166,18 @@ fn exchanged_beside_a_guest<F: HardwareWalked, V: Virtualization>(
             memory::word(memory::page(page), 0).store(value, Ordering::Relaxed);
         }
         space.map(range, memory::lend(0, 1), Level::L4K);
-        beside_a_guest::<F, V>(space, kick, true, || {
+        let watch = |guest: &mut Guest<'_>| match guest.watch(WATCHED, SHOWN) {
+            Exit::Interrupt => {}
+            // In the middle of the exchange: try again.
+            Exit::Hole(fault) => assert_eq!(fault.at, WATCHED),
+            exit => panic!("unexpected exit: {exit:x?}"),
+        };
+        let [value, count] = [0, 1].map(|index| memory::word(memory::page(SHOWN_PAGE), index));
+        let seen = || {
+            wait_for_one_more(count);
+            value.load(Ordering::Acquire)
+        };
+        beside_a_guest::<F, V>(space, kick, &watch, || {
             assert_eq!(seen(), 0x01d);
             let mut removed = None;
             let exchange = || {
