@@ -83,6 +83,12 @@ const fn is_leaf(level: Level, raw: u64) -> bool {
     matches!(level, Level::L4K) || raw & LARGE != 0
 }
 
+/// The level inhibit of a free entry or a table. A page has its dirty bit there, which ends with it.
+const fn inhibit(level: Level, raw: u64) -> u64 {
+    let page = if raw & RWX == 0 { raw & (HELD | TABLE) == HELD } else { is_leaf(level, raw) };
+    if page { 0 } else { raw & INHIBIT }
+}
+
 impl sealed::Sealed for Ept {}
 
 impl Format for Ept {
@@ -137,16 +143,16 @@ impl Format for Ept {
     #[inline]
     fn update(config: EptConfig, level: Level, old: u64, entry: Entry) -> u64 {
         let word = match entry {
-            Entry::Free => old & INHIBIT,
+            Entry::Free => inhibit(level, old),
             // A table that is being changed is walked on by the MMU.
             Entry::Frozen if old & RWX != 0 && !is_leaf(level, old) => old | HELD | TABLE,
             Entry::Frozen => TABLE,
-            Entry::Table { hpa, blocked: None } => RWX | hpa.raw() & ADDRESS | old & INHIBIT,
+            Entry::Table { hpa, blocked: None } => RWX | hpa.raw() & ADDRESS | inhibit(level, old),
             Entry::Table { hpa, blocked: Some(stamp) } => {
-                HELD | TABLE | hpa.raw() & ADDRESS | stamp_bits(stamp) | old & INHIBIT
+                HELD | TABLE | hpa.raw() & ADDRESS | stamp_bits(stamp) | inhibit(level, old)
             }
             Entry::Closed { hpa, stamp } => {
-                RWX | HELD | hpa.raw() & ADDRESS | stamp_bits(stamp) | old & INHIBIT
+                RWX | HELD | hpa.raw() & ADDRESS | stamp_bits(stamp) | inhibit(level, old)
             }
             Entry::Leaf { hpa, blocked, .. } => {
                 // A fresh page: what was free has neither permissions nor accessed and dirty bits.
