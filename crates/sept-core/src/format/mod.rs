@@ -195,8 +195,14 @@ pub trait Format: sealed::Sealed + 'static {
     /// Largest page that an entry can map.
     fn max_leaf(config: Self::Config) -> Level;
 
+    /// First address that the table cannot map, in bytes.
+    fn limit(config: Self::Config) -> u64;
+
     /// Whether the table may map `gpa`.
-    fn covers(config: Self::Config, gpa: Gpa) -> bool;
+    #[inline]
+    fn covers(config: Self::Config, gpa: Gpa) -> bool {
+        gpa.raw() < Self::limit(config)
+    }
 
     /// Reads a word found in a table of `level` entries.
     fn decode(config: Self::Config, level: Level, raw: u64) -> Entry;

@@ -3,7 +3,7 @@
 use super::{
     ADDRESS, Entry, FenceOrder, Format, LeafState, Permissions, STAMP, sealed, stamp_bits, stamp_in,
 };
-use crate::{Gpa, Hpa, Level};
+use crate::{ADDRESS_BITS, Hpa, Level};
 
 /// x86-64 long-mode and AMD nested page tables, 4 or 5 levels.
 ///
@@ -17,9 +17,10 @@ use crate::{Gpa, Hpa, Level};
 /// | 1, 2 | writable, user | the same, saved |
 /// | 5, 6 | accessed, dirty | the same, saved |
 /// | 7 | leaf above 4K | the same, saved |
+/// | 8 | 0 | set with 10 clear: being changed; set with 10 set: blocked table |
 /// | 9 | level inhibit of a table | level inhibit of a free entry |
 /// | 10 | closed table | blocked |
-/// | 11 | set with 10 set: table being changed | set with 10 clear: being changed; set with 10 set: blocked table |
+/// | 11 | open table; a table with 10 and 11 clear is being changed | 0 |
 /// | 51:12 | address, and the C-bit where configured | the same of what is blocked |
 /// | 62:52 | [`Stamp`](super::Stamp) of a closed table | stamp of what is blocked |
 /// | 63 | no execute | the same, saved |
@@ -82,7 +83,10 @@ const DIRTY: u64 = 1 << 6;
 const LARGE: u64 = 1 << 7;
 const INHIBIT: u64 = 1 << 9;
 const HELD: u64 = 1 << 10;
-const TABLE: u64 = 1 << 11;
+/// Of entries that are not present.
+const TABLE: u64 = 1 << 8;
+/// A table that operations may enter: the one bit that a walk looks at.
+const OPEN: u64 = 1 << 11;
 const NO_EXECUTE: u64 = 1 << 63;
 const KEPT: u64 = WRITE | ACCESSED | DIRTY | LARGE | NO_EXECUTE;
 
@@ -110,8 +114,8 @@ impl Format for X86 {
     }
 
     #[inline]
-    fn covers(config: X86Config, gpa: Gpa) -> bool {
-        matches!(config.top, Level::L256T) || gpa.raw() >> 48 == 0
+    fn limit(config: X86Config) -> u64 {
+        if matches!(config.top, Level::L256T) { 1 << ADDRESS_BITS } else { 1 << 48 }
     }
 
     #[inline]
@@ -119,9 +123,9 @@ impl Format for X86 {
         let hpa = Hpa::truncate(raw & config.address);
         let state = LeafState::Mapped;
         if raw & PRESENT != 0 {
-            return match raw & (HELD | TABLE) {
+            return match raw & (HELD | OPEN) {
                 _ if is_leaf(level, raw) => Entry::Leaf { hpa, state, blocked: None },
-                0 => Entry::Table { hpa, blocked: None },
+                OPEN => Entry::Table { hpa, blocked: None },
                 HELD => Entry::Closed { hpa, stamp: stamp_in(raw) },
                 _ => Entry::Frozen,
             };
@@ -137,8 +141,11 @@ impl Format for X86 {
 
     #[inline]
     fn next(config: X86Config, level: Level, raw: u64) -> Option<Hpa> {
-        let open = !matches!(level, Level::L4K) && raw & (PRESENT | LARGE | HELD) == PRESENT;
-        if open { Some(Hpa::truncate(raw & config.address)) } else { None }
+        if raw & OPEN != 0 && !matches!(level, Level::L4K) {
+            Some(Hpa::truncate(raw & config.address))
+        } else {
+            None
+        }
     }
 
     #[inline]
@@ -148,9 +155,9 @@ impl Format for X86 {
         match entry {
             Entry::Free => old & INHIBIT,
             // A table that is being changed is walked on by the MMU.
-            Entry::Frozen if old & PRESENT != 0 && !is_leaf(level, old) => old | HELD | TABLE,
+            Entry::Frozen if old & PRESENT != 0 && !is_leaf(level, old) => old & !(HELD | OPEN),
             Entry::Frozen => TABLE,
-            Entry::Table { hpa, blocked: None } => PRESENT | WRITE | at(hpa) | old & INHIBIT,
+            Entry::Table { hpa, blocked: None } => PRESENT | WRITE | OPEN | at(hpa) | old & INHIBIT,
             Entry::Table { hpa, blocked: Some(stamp) } => {
                 HELD | TABLE | at(hpa) | stamp_bits(stamp) | old & INHIBIT
             }

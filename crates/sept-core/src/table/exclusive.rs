@@ -92,7 +92,7 @@ impl<F: Format, M: TableMemory, X: External> Exclusive<'_, F, M, X> {
     /// # Errors
     ///
     /// As there.
-    #[inline]
+    #[inline(always)]
     pub fn map(
         &mut self,
         at: GpaEntry,
@@ -123,8 +123,43 @@ impl<F: Format, M: TableMemory, X: External> Exclusive<'_, F, M, X> {
         Err(Returned { error: table.no_vacancy(at, &page, fill), held: page })
     }
 
+    /// [`Exclusive::map`], hanging in the tables that are missing, with frames of `from`.
+    ///
+    /// # Errors
+    ///
+    /// As there, and those of [`SecurePageTable::link_to`]; tables that were linked stay.
+    #[inline(always)]
+    pub fn map_linking(
+        &mut self,
+        at: GpaEntry,
+        page: Frame,
+        fill: Fill,
+        from: &mut dyn FrameStore,
+    ) -> Result<(), Returned<TableError<X::Error>, Frame>> {
+        match self.map(at, page, fill) {
+            Err(Returned { error: TableError::NoTable { .. }, held }) => {
+                self.link_and_map(at, held, fill, from)
+            }
+            result => result,
+        }
+    }
+
+    #[cold]
+    fn link_and_map(
+        &mut self,
+        at: GpaEntry,
+        page: Frame,
+        fill: Fill,
+        from: &mut dyn FrameStore,
+    ) -> Result<(), Returned<TableError<X::Error>, Frame>> {
+        match self.table.link_to(at, Some(page.hpa()), from) {
+            Ok(_) => self.map(at, page, fill),
+            Err(error) => Err(Returned { error, held: page }),
+        }
+    }
+
     /// The table that holds `at`, if open tables lead there.
-    #[inline]
+    #[inline(always)]
     fn holder(&self, at: GpaEntry) -> Option<Hpa> {
         let near = self.near.get();
         let key = Near::key(at);
@@ -153,7 +188,7 @@ impl<F: HardwareWalked, M: TableMemory, X: HostOwned> Exclusive<'_, F, M, X> {
     ///
     /// Nothing changed: [`TableError::State`] if `at` is no page; [`TableError::ForeignObligation`]; and those of the
     /// walk as with [`SecurePageTable::link`].
-    #[inline]
+    #[inline(always)]
     pub fn unmap(&mut self, at: GpaEntry, into: &mut Obligation) -> Result<Unmapped, TableError<X::Error>> {
         let table = &*self.table;
         if into.is_of(table.root)
@@ -161,7 +196,7 @@ impl<F: HardwareWalked, M: TableMemory, X: HostOwned> Exclusive<'_, F, M, X> {
         {
             let raw = table.word(holder, at.level(), at.gpa());
             if let Entry::Leaf { hpa, .. } = F::decode(table.config, at.level(), raw) {
-                if table.clear(at, holder, raw) == 0 {
+                if table.clear(at, holder) == 0 {
                     self.forget().shed_empty(at, into);
                 }
                 return Ok(self.table.unmapped(at, hpa));
@@ -245,10 +280,10 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         }
     }
 
-    /// Takes the page that `raw` names out of the table `holder`, and says how many entries are left.
+    /// Takes a page out of the table `holder`, of which nothing is to be kept, and says how many entries are left.
     #[inline]
-    pub(super) fn clear(&self, at: GpaEntry, holder: Hpa, raw: u64) -> u64 {
-        let free = F::update(self.config, at.level(), raw, Entry::Free);
+    pub(super) fn clear(&self, at: GpaEntry, holder: Hpa) -> u64 {
+        let free = F::encode(self.config, at.level(), Entry::Free);
         let word = Word::Entry(at.level().index(at.gpa()));
         self.memory.store(holder, word, free, Ordering::Release);
         self.adjust_live(holder, -1)

@@ -54,6 +54,7 @@ pub struct Walker<'a, F: Format, M: TableMemory + 'a, X: External, R> {
     _pin: M::Pin<'a>,
     root: Hpa,
     config: F::Config,
+    limit: u64,
     read: R,
 }
 
@@ -63,7 +64,7 @@ impl<F: Format, M: TableMemory, X: External, R: Fn(Hpa, u16) -> u64> Walker<'_, 
     #[must_use]
     pub fn translate(&self, gpa: Gpa) -> Option<Translation> {
         let (mut table, config) = (self.root, self.config);
-        if !F::covers(config, gpa) {
+        if gpa.raw() >= self.limit {
             return None;
         }
         // Goes down one level, or ends at a larger page or a hole.
@@ -127,7 +128,14 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     #[inline]
     pub fn walker(&self) -> Walker<'_, F, M, X, impl Fn(Hpa, u16) -> u64> {
         let _pin = self.memory.pin();
-        Walker { table: self, _pin, root: self.root, config: self.config, read: self.memory.reader() }
+        Walker {
+            table: self,
+            _pin,
+            root: self.root,
+            config: self.config,
+            limit: F::limit(self.config),
+            read: self.memory.reader(),
+        }
     }
 
     /// [`Walker::translate`] where the walk meets no open table above 4K.

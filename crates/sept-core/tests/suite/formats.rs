@@ -77,6 +77,6 @@ fn a_dirty_page_leaves_no_mark() {
             }
         }
     }
-    check::<Ept>(EptConfig::LEVELS_4, 1 << 9, 1 << 11);
+    check::<Ept>(EptConfig::LEVELS_4, 1 << 9, 1 << 10);
     check::<X86>(X86Config::NESTED_4, 1 << 6, 1 << 10);
 }

@@ -28,7 +28,7 @@ impl<F: HardwareWalked, M: TableMemory, X: HostOwned> Exclusive<'_, F, M, X> {
                 Entry::Free => {}
                 Entry::Frozen => return Err(TableError::Contended { at }),
                 Entry::Leaf { hpa, .. } => {
-                    if table.clear(at, slot.table, slot.raw) == 0 {
+                    if table.clear(at, slot.table) == 0 {
                         table.shed_empty(at, into);
                     }
                     pages(at, table.unmapped(at, hpa));
