@@ -41,14 +41,16 @@ pub struct Ept;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct EptConfig {
     top: Level,
+    /// First address that is not translated.
+    limit: u64,
     common: u64,
 }
 
 impl EptConfig {
     /// 4-level EPT: guest addresses below 2^48.
-    pub const LEVELS_4: Self = Self { top: Level::L512G, common: 0 };
+    pub const LEVELS_4: Self = Self { top: Level::L512G, limit: 1 << 48, common: 0 };
     /// 5-level EPT: guest addresses below 2^52 (hardware translates up to 2^57).
-    pub const LEVELS_5: Self = Self { top: Level::L256T, common: 0 };
+    pub const LEVELS_5: Self = Self { top: Level::L256T, limit: 1 << ADDRESS_BITS, common: 0 };
 
     /// The same with bit 63 set in every entry: EPT violations exit and never become #VE.
     #[must_use]
@@ -117,7 +119,7 @@ impl Format for Ept {
 
     #[inline]
     fn limit(config: EptConfig) -> u64 {
-        if matches!(config.top, Level::L256T) { 1 << ADDRESS_BITS } else { 1 << 48 }
+        config.limit
     }
 
     #[inline]

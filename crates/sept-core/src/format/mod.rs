@@ -210,6 +210,15 @@ pub trait Format: sealed::Sealed + 'static {
     /// The table that `raw`, found at `level`, leads to, if it is a table that is neither blocked nor closed.
     fn next(config: Self::Config, level: Level, raw: u64) -> Option<Hpa>;
 
+    /// The page that `raw`, found at `level`, maps, if it is a page that is not blocked.
+    #[inline]
+    fn open_leaf(config: Self::Config, level: Level, raw: u64) -> Option<Hpa> {
+        match Self::decode(config, level, raw) {
+            Entry::Leaf { hpa, blocked: None, .. } => Some(hpa),
+            _ => None,
+        }
+    }
+
     /// Writes `entry` in place of the word `old`: a page or table keeps its permissions, its accessed and dirty bits
     /// and its inhibit as far as the new entry can have them. A fresh page gets every permission.
     fn update(config: Self::Config, level: Level, old: u64, entry: Entry) -> u64;

@@ -43,6 +43,8 @@ pub struct X86;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct X86Config {
     top: Level,
+    /// First address that is not translated.
+    limit: u64,
     user: u64,
     /// Bits 51:12 but the C-bit.
     address: u64,
@@ -50,13 +52,15 @@ pub struct X86Config {
 
 impl X86Config {
     /// 4-level nested page table. Nested walks are user accesses, so every entry has the user bit.
-    pub const NESTED_4: Self = Self { top: Level::L512G, user: USER, address: ADDRESS };
+    pub const NESTED_4: Self = Self { top: Level::L512G, limit: 1 << 48, user: USER, address: ADDRESS };
     /// 5-level nested page table.
-    pub const NESTED_5: Self = Self { top: Level::L256T, user: USER, address: ADDRESS };
+    pub const NESTED_5: Self =
+        Self { top: Level::L256T, limit: 1 << ADDRESS_BITS, user: USER, address: ADDRESS };
     /// 4-level long-mode table of supervisor pages.
-    pub const SUPERVISOR_4: Self = Self { top: Level::L512G, user: 0, address: ADDRESS };
+    pub const SUPERVISOR_4: Self = Self { top: Level::L512G, limit: 1 << 48, user: 0, address: ADDRESS };
     /// 5-level long-mode table of supervisor pages.
-    pub const SUPERVISOR_5: Self = Self { top: Level::L256T, user: 0, address: ADDRESS };
+    pub const SUPERVISOR_5: Self =
+        Self { top: Level::L256T, limit: 1 << ADDRESS_BITS, user: 0, address: ADDRESS };
 
     /// The same with memory encryption: address bit `position` (32 to 51; CPUID 8000_001F EBX\[5:0\]) is set in every
     /// entry and is no part of an address. `None` outside that range.
@@ -115,7 +119,7 @@ impl Format for X86 {
 
     #[inline]
     fn limit(config: X86Config) -> u64 {
-        if matches!(config.top, Level::L256T) { 1 << ADDRESS_BITS } else { 1 << 48 }
+        config.limit
     }
 
     #[inline]

@@ -190,19 +190,35 @@ impl<F: HardwareWalked, M: TableMemory, X: HostOwned> Exclusive<'_, F, M, X> {
     /// walk as with [`SecurePageTable::link`].
     #[inline(always)]
     pub fn unmap(&mut self, at: GpaEntry, into: &mut Obligation) -> Result<Unmapped, TableError<X::Error>> {
-        let table = &*self.table;
-        if into.is_of(table.root)
+        if into.is_of(self.table.root)
             && let Some(holder) = self.holder(at)
+            && let table = &*self.table
+            && let Some(hpa) =
+                F::open_leaf(table.config, at.level(), table.word(holder, at.level(), at.gpa()))
         {
-            let raw = table.word(holder, at.level(), at.gpa());
-            if let Entry::Leaf { hpa, .. } = F::decode(table.config, at.level(), raw) {
-                if table.clear(at, holder) == 0 {
-                    self.forget().shed_empty(at, into);
-                }
-                return Ok(self.table.unmapped(at, hpa));
+            if table.clear(at, holder) == 0 {
+                self.forget().shed_empty(at, into);
             }
+            return Ok(self.table.unmapped(at, hpa));
         }
-        Err(table.not_a_page(at, into))
+        self.unmap_blocked(at, into)
+    }
+
+    /// [`Exclusive::unmap`] of a page that is blocked, or why there is none.
+    #[cold]
+    fn unmap_blocked(
+        &mut self,
+        at: GpaEntry,
+        into: &mut Obligation,
+    ) -> Result<Unmapped, TableError<X::Error>> {
+        let table = self.forget();
+        table.accepts(at, into)?;
+        let slot = table.slot(at, false)?;
+        let Entry::Leaf { hpa, .. } = slot.entry else { return Err(occupied(at, &slot)) };
+        if table.clear(at, slot.table) == 0 {
+            table.shed_empty(at, into);
+        }
+        Ok(table.unmapped(at, hpa))
     }
 
     /// Splits the page at `at`, blocked or not, with one [`FrameKind::MirrorTable`](crate::FrameKind::MirrorTable) frame of
@@ -269,15 +285,6 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         let live = self.side(table, SideWord::Live).wrapping_add(change.cast_unsigned());
         self.set_side(table, SideWord::Live, live);
         live
-    }
-
-    /// Why [`Exclusive::unmap`] found no page.
-    #[cold]
-    fn not_a_page(&self, at: GpaEntry, into: &Obligation) -> TableError<X::Error> {
-        match self.accepts(at, into).and_then(|()| self.slot(at, false)) {
-            Err(error) => error,
-            Ok(slot) => occupied(at, &slot),
-        }
     }
 
     /// Takes a page out of the table `holder`, of which nothing is to be kept, and says how many entries are left.

@@ -67,27 +67,28 @@ impl<F: Format, M: TableMemory, X: External, R: Fn(Hpa, u16) -> u64> Walker<'_, 
         if gpa.raw() >= self.limit {
             return None;
         }
-        // Goes down one level, or ends at a larger page or a hole.
-        macro_rules! step {
-            ($level:expr) => {
-                let raw = (self.read)(table, $level.index(gpa));
-                match F::next(config, $level, raw) {
-                    Some(next) => table = next,
-                    None => {
-                        let Translation { hpa, level, state } = self.table.reached($level, raw, gpa)?;
-                        return Some(Translation { hpa, level, state });
+        // Goes down one level, or leaves with where the way ends above 4K.
+        let (level, raw) = 'end: {
+            macro_rules! step {
+                ($level:expr) => {
+                    let raw = (self.read)(table, $level.index(gpa));
+                    match F::next(config, $level, raw) {
+                        Some(next) => table = next,
+                        None => break 'end ($level, raw),
                     }
-                }
-            };
-        }
-        if F::top(config) == Level::L256T {
-            step!(Level::L256T);
-        }
-        step!(Level::L512G);
-        step!(Level::L1G);
-        step!(Level::L2M);
-        let entry = F::decode(config, Level::L4K, (self.read)(table, Level::L4K.index(gpa)));
-        Found { at: GpaEntry::containing(gpa, Level::L4K), entry, hidden: false }.translation(gpa)
+                };
+            }
+            if F::top(config) == Level::L256T {
+                step!(Level::L256T);
+            }
+            step!(Level::L512G);
+            step!(Level::L1G);
+            step!(Level::L2M);
+            let entry = F::decode(config, Level::L4K, (self.read)(table, Level::L4K.index(gpa)));
+            let at = GpaEntry::containing(gpa, Level::L4K);
+            return Found { at, entry, hidden: false }.translation(gpa);
+        };
+        self.table.reached(level, raw, gpa)
     }
 }
 
@@ -138,8 +139,8 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         }
     }
 
-    /// [`Walker::translate`] where the walk meets no open table above 4K.
-    #[inline(never)]
+    /// [`Walker::translate`] where the walk meets no open table above 4K: a larger page, a hole, something blocked.
+    #[cold]
     fn reached(&self, level: Level, raw: u64, gpa: Gpa) -> Option<Translation> {
         self.end_of_walk(level, raw, gpa).translation(gpa)
     }
