@@ -1,212 +1,82 @@
-//! sept-core: a TDX mirror over the arena, in front of a TEE that does nothing.
+//! sept-core: an x86-64 table that no TEE keeps, over the arena as a linear map, changed by the only thread there is.
+//!
+//! Frames are reserved before each change and come back after a fence, as on any host; that fence waits for nobody.
 
 use crate::{
     arena::{self, FRAMES, PHYS},
-    contender::{Contender, K4, M2, Mapped, REGION, VA, pages, target, timed},
+    contender::{Contender, K4, M2, Mapped, PA, PAGES, REGION, VA, pages, target, timed},
 };
 use sept_core::{
-    CacheKey, Class, Classify, Donated, Entry, External, Fenced, Fill, Frame, FrameKind, FrameNeeds,
-    FrameSource, FrameStore, Free, Gpa, GpaEntry, Hpa, Level, Obligation, Observed, Returned,
-    SecurePageTable, SideWord, TableError, TableMemory, Tainted, TdxConfig, TdxMirror, Word,
+    Direct, Fenced, Fill, Frame, FrameKind, FrameList, FrameNeeds, FrameSource, FrameStore, Frames, Gpa,
+    GpaEntry, GpaRange, Hpa, Level, LinearMap, Obligation, Plan, Reserved, Scope, SecurePageTable, Shootdown,
+    SliceStore, SplitPlan, TableError, X86, X86Config,
 };
 use std::{
-    convert::Infallible,
-    fmt,
-    sync::atomic::{AtomicU64, Ordering},
+    fmt::Debug,
+    ptr::NonNull,
+    sync::{LazyLock, atomic::AtomicU64},
     time::Duration,
 };
 
-/// The linear map, with the side words in an array of their own.
+/// A cache line of side words.
+#[repr(align(64))]
+#[expect(dead_code, reason = "read through the linear map")]
+struct Side([AtomicU64; 8]);
+
+static SIDE: [Side; FRAMES] = [const { Side([const { AtomicU64::new(0) }; 8]) }; FRAMES];
+
+static MEMORY: LazyLock<LinearMap> = LazyLock::new(|| {
+    let tables = NonNull::new(arena::pointer(PHYS)).expect("an address above 0");
+    let sides = NonNull::from(&SIDE).cast();
+    #[expect(unsafe_code, reason = "raw table memory")]
+    // SAFETY:
+    // * tables are frames of the arena, which begins at `PHYS`, and there are side words for all of them;
+    // * neither is ever unmapped; the side words are aligned, atomic and 0 at first;
+    // * nobody else knows the side words, and a frame of the arena is used by whoever took it.
+    unsafe {
+        LinearMap::new(Hpa::truncate(PHYS), tables, sides, ())
+    }
+});
+
+/// One thread, no MMU.
 #[derive(Debug)]
-struct Memory;
+struct Nobody;
 
-static SIDE: [[AtomicU64; 8]; FRAMES] = [const { [const { AtomicU64::new(0) }; 8] }; FRAMES];
+#[expect(unsafe_code, reason = "the trait's promise")]
+// SAFETY: no CPU walks these tables, and no walk is under way when a fence begins.
+unsafe impl Shootdown for Nobody {
+    type Ticket = ();
 
-impl Memory {
     #[inline]
-    fn word(&self, table: Hpa, word: Word) -> &'static AtomicU64 {
-        match word {
-            Word::Entry(index) => {
-                let entries: *mut AtomicU64 = arena::pointer(table.raw());
-                let entry = entries.wrapping_add(usize::from(index & 511));
-                #[expect(unsafe_code, reason = "table memory")]
-                // SAFETY: tables are frames of the arena, which are mapped for good; the index is below 512.
-                unsafe {
-                    &*entry
-                }
-            }
-            Word::Side(side) => &SIDE[((table.raw() - PHYS) >> 12) as usize][side.index()],
-        }
+    fn start(&self) {}
+
+    #[inline]
+    fn done(&self, (): ()) -> bool {
+        true
     }
 }
 
-#[expect(unsafe_code, reason = "the trait's promises")]
-// SAFETY: each word has its own place, and is read and written atomically.
-unsafe impl TableMemory for Memory {
-    type Pin<'a> = ();
+/// The arena as the host's allocator.
+struct Arena;
 
-    fn pin(&self) {}
-
+impl FrameSource for Arena {
     #[inline]
-    fn load(&self, table: Hpa, word: Word, order: Ordering) -> u64 {
-        self.word(table, word).load(order)
-    }
-
-    #[inline]
-    fn store(&self, table: Hpa, word: Word, value: u64, order: Ordering) {
-        self.word(table, word).store(value, order);
-    }
-
-    #[inline]
-    fn compare_exchange(&self, table: Hpa, word: Word, old: u64, new: u64) -> Result<(), u64> {
-        self.word(table, word).compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).map(drop)
-    }
-
-    #[inline]
-    fn add(&self, table: Hpa, word: Word, value: u64) {
-        self.word(table, word).fetch_add(value, Ordering::AcqRel);
-    }
-
-    #[inline]
-    fn write_detached(&self, table: &Frame, entry: impl Fn(u16) -> u64) {
-        let entries: *mut [u64; 512] = arena::pointer(table.hpa().raw());
-        #[expect(unsafe_code, reason = "table memory")]
-        // SAFETY: the frame is owned: nobody else reads or writes it.
-        let entries = unsafe { &mut *entries };
-        for (place, index) in entries.iter_mut().zip(0..) {
-            *place = entry(index);
-        }
-        for side in SideWord::ALL {
-            self.store(table.hpa(), Word::Side(side), 0, Ordering::Relaxed);
-        }
-    }
-
-    fn scrub(&self, page: Frame<Tainted>) -> Frame {
-        mint(page.hpa().raw(), page.level())
-    }
-}
-
-/// The arena as the host's allocator, and as a store that is always full.
-struct Frames;
-
-impl FrameSource for Frames {
     fn take(&self, _: FrameKind, _: Hpa) -> Option<Frame> {
         arena::take().map(|frame| mint(frame, Level::L4K))
     }
 
+    #[inline]
     fn give(&self, _: FrameKind, frame: Frame) {
         arena::give(frame.hpa().raw());
     }
 }
 
-impl FrameStore for Frames {
-    fn put(&mut self, kind: FrameKind, frame: Frame) -> Result<(), Frame> {
-        self.give(kind, frame);
-        Ok(())
-    }
-
-    #[inline]
-    fn get(&mut self, _: FrameKind) -> Option<Frame> {
-        arena::take().map(|frame| mint(frame, Level::L4K))
-    }
-
-    fn count(&self, _: FrameKind) -> u32 {
-        u32::MAX
-    }
-}
-
 #[inline]
-fn mint(address: u64, level: Level) -> Frame<Free> {
+fn mint(address: u64, level: Level) -> Frame {
     #[expect(unsafe_code, reason = "minting is where ownership of memory begins")]
     // SAFETY: a frame of the arena was taken out of its list; a page of the guest does not exist.
     let frame = unsafe { Frame::assume_owned(Hpa::truncate(address), level) };
     frame.expect("an aligned frame")
-}
-
-/// Why a TEE refuses that never does.
-#[derive(Debug)]
-struct Never(Infallible);
-
-impl fmt::Display for Never {
-    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {}
-    }
-}
-
-impl core::error::Error for Never {}
-
-impl Classify for Never {
-    fn class(&self) -> Class {
-        match self.0 {}
-    }
-}
-
-/// No TEE.
-#[derive(Debug)]
-struct Nobody;
-
-impl External for Nobody {
-    type Error = Never;
-    type Pages = ();
-    type Ticket = ();
-
-    fn max_map(&self) -> Level {
-        Level::L1G
-    }
-    fn max_leaf(&self) -> Level {
-        Level::L1G
-    }
-    fn table_cost(&self, _: GpaEntry, _: Option<Hpa>) -> FrameNeeds {
-        FrameNeeds::NONE
-    }
-    fn gather(&self, _: GpaEntry, _: Option<Hpa>, _: &mut dyn FrameStore) -> Option<()> {
-        Some(())
-    }
-    fn addresses(&self, (): &()) -> Donated {
-        Donated::default()
-    }
-    fn scatter(&self, (): (), _: &mut dyn FnMut(Frame<Tainted>) -> Frame, _: &mut dyn FrameStore) {}
-    fn link(&self, _: GpaEntry, _: Option<Hpa>, (): ()) -> Result<(), Returned<Never, ()>> {
-        Ok(())
-    }
-    fn unlink(&self, _: GpaEntry, _: Option<Hpa>) -> Result<Donated, Never> {
-        Ok(Donated::default())
-    }
-    fn map(&self, _: GpaEntry, _: Frame, _: Fill) -> Result<(), Returned<Never, Frame>> {
-        Ok(())
-    }
-    fn unmap(&self, _: GpaEntry, _: Hpa) -> Result<(), Never> {
-        Ok(())
-    }
-    fn block(&self, _: GpaEntry) -> Result<(), Never> {
-        Ok(())
-    }
-    fn unblock(&self, _: GpaEntry) -> Result<(), Never> {
-        Ok(())
-    }
-    fn fence(&self) -> Result<(), Never> {
-        Ok(())
-    }
-    fn grace(&self) {}
-    fn fenced(&self, (): ()) -> bool {
-        true
-    }
-    fn split(&self, _: GpaEntry, (): ()) -> Result<(), Returned<Never, ()>> {
-        Ok(())
-    }
-    fn merge(&self, _: GpaEntry, _: Hpa) -> Result<Donated, Never> {
-        Ok(Donated::default())
-    }
-    fn probe(&self, _: GpaEntry) -> Result<Observed, Never> {
-        Ok(Observed::Hidden)
-    }
-    fn write_back(&self, _: &Frame<Tainted>, _: CacheKey) -> Result<(), Never> {
-        Ok(())
-    }
-}
-
-pub(crate) struct Ours {
-    table: SecurePageTable<TdxMirror, Memory, Nobody>,
 }
 
 #[inline]
@@ -214,21 +84,47 @@ fn at(va: u64, level: Level) -> GpaEntry {
     GpaEntry::containing(Gpa::truncate(va), level)
 }
 
+fn region() -> GpaRange {
+    GpaRange::new(Gpa::truncate(VA), REGION).expect("a good range")
+}
+
+fn store() -> FrameList<'static, LinearMap> {
+    FrameList::new(&MEMORY)
+}
+
+pub(crate) struct Ours {
+    table: SecurePageTable<X86, &'static LinearMap, Direct<Nobody>>,
+}
+
 impl Ours {
     #[inline]
-    fn map(&self, va: u64, level: Level) {
-        let at = at(va, level);
+    fn map(&mut self, va: u64, level: Level) {
         let mut page = mint(target(va), level);
-        while let Err(refused) = self.table.map(at, page, Fill::OnAccept) {
+        while let Err(refused) = self.table.exclusive().map(at(va, level), page, Fill::OnAccept) {
             let TableError::NoTable { stop, .. } = refused.error else { panic!("{}", refused.error) };
-            self.table.link(stop, None, &mut Frames).expect("a free entry");
+            let mut slots = [None];
+            let mut store = SliceStore::new(&mut slots);
+            store.fill(&self.table.table_cost(stop, None), Hpa::default(), &Arena).expect("a free frame");
+            self.table.link(stop, None, &mut store).expect("a free entry");
             page = refused.held;
         }
     }
 
+    fn map_region(&self) {
+        let plan = self.table.plan_map(region(), Hpa::truncate(PA), Level::L4K).expect("a free range");
+        let reserved = plan.reserve(&Arena, store()).expect("free frames");
+        #[expect(unsafe_code, reason = "minting is where ownership of memory begins")]
+        // SAFETY: there is no such memory.
+        let pages = unsafe { Frames::assume_owned(Hpa::truncate(PA), PAGES) }.expect("below 2^52");
+        let done = self.table.map_range(reserved, pages).expect("as planned");
+        assert_eq!(done.used, plan.needs());
+    }
+
     #[inline]
-    fn block(&self, at: GpaEntry) {
-        self.table.block(at).expect("an entry in use");
+    fn reserve_split<S: FrameStore + Debug>(&self, va: u64, store: S) -> Reserved<SplitPlan, S> {
+        let block = at(va, Level::L2M).range();
+        let plan = self.table.plan_split(block, Scope::Whole(Level::L4K)).expect("a page");
+        plan.reserve(&Arena, store).expect("a free frame")
     }
 
     #[inline]
@@ -237,27 +133,14 @@ impl Ours {
         self.table.fenced(&ticket).expect("nobody to wait for")
     }
 
-    /// Blocks all, fences once, removes all; then the tables, level by level.
-    fn unmap_all(&self, level: Level) {
-        let mut owed = self.table.obligation();
-        let entries = |level: Level| pages(level.size().min(REGION)).map(move |va| at(va, level));
-        entries(level).for_each(|at| self.block(at));
-        let fence = self.fence();
-        for at in entries(level) {
-            drop(self.table.remove(at, &fence).expect("a page"));
-        }
-        for level in [Level::L2M, Level::L1G, Level::L512G].into_iter().filter(|above| *above > level) {
-            entries(level).for_each(|at| self.block(at));
-            let fence = self.fence();
-            for at in entries(level) {
-                self.table.unlink(at, &fence, &mut owed).expect("an empty table");
-            }
-        }
-        self.settle(owed);
+    fn settle(&self, owed: Obligation) -> FrameNeeds {
+        self.table.settle(owed, &self.fence().quiet(), &Arena).expect("a fence that covers it")
     }
 
-    fn settle(&self, owed: Obligation) {
-        self.table.settle(owed, &self.fence().quiet(), &Frames).expect("nobody to wait for");
+    fn unmap_region(&mut self) {
+        let mut owed = self.table.obligation();
+        self.table.exclusive().unmap_range(region(), &mut owed, |_, _| ()).expect("a good range");
+        self.settle(owed);
     }
 }
 
@@ -266,63 +149,54 @@ impl Contender for Ours {
 
     fn new() -> Self {
         let root = mint(arena::take().expect("a free frame"), Level::L4K);
-        Self { table: SecurePageTable::new(TdxConfig::LEVELS_4, Memory, Nobody, root) }
+        Self { table: SecurePageTable::new(X86Config::NESTED_4, &*MEMORY, Direct::new(Nobody), root) }
     }
 
     fn fill(&mut self, with: Mapped) {
         match with {
             Mapped::Nothing => {}
-            Mapped::With4k => pages(K4).for_each(|va| self.map(va, Level::L4K)),
+            Mapped::With4k => self.map_region(),
             Mapped::With2m => pages(M2).for_each(|va| self.map(va, Level::L2M)),
         }
     }
 
     fn lookup(&self, va: u64) -> Option<(u64, u64)> {
-        let found = self.table.lookup(Gpa::truncate(va)).ok()?;
-        let size = found.at.level().size();
-        match found.entry {
-            Entry::Leaf { hpa, .. } => Some((hpa.raw() | va & (size - 1), size)),
-            _ => None,
-        }
+        self.table.translate(Gpa::truncate(va)).map(|to| (to.hpa.raw(), to.level.size()))
     }
 
-    fn dispose(self) {
-        match self.lookup(VA) {
-            Some((_, M2)) => self.unmap_all(Level::L2M),
-            Some(_) => self.unmap_all(Level::L4K),
-            None => {}
-        }
-        Frames.give(FrameKind::MirrorTable, self.table.into_root().expect("an empty root"));
+    fn dispose(mut self) {
+        self.unmap_region();
+        Arena.give(FrameKind::MirrorTable, self.table.into_root().expect("an empty root"));
     }
 
     fn translate(&self, addresses: &[u64]) -> Option<(Duration, u64)> {
         Some(timed(|| {
-            addresses.iter().fold(0, |sum: u64, &va| match self.lookup(va) {
-                Some((pa, _)) => sum.wrapping_add(pa),
+            addresses.iter().fold(0, |sum: u64, &va| match self.table.translate(Gpa::truncate(va)) {
+                Some(to) => sum.wrapping_add(to.hpa.raw()),
                 None => sum,
             })
         }))
     }
 
     fn map_4k(&mut self) -> Option<Duration> {
-        Some(timed(|| self.fill(Mapped::With4k)).0)
+        Some(timed(|| pages(K4).for_each(|va| self.map(va, Level::L4K))).0)
     }
 
     fn map_4k_range(&mut self) -> Option<Duration> {
-        self.map_4k()
+        Some(timed(|| self.map_region()).0)
     }
 
     fn map_2m(&mut self) -> Option<Duration> {
-        Some(timed(|| self.fill(Mapped::With2m)).0)
+        Some(timed(|| pages(M2).for_each(|va| self.map(va, Level::L2M))).0)
     }
 
     fn split_commit(&mut self) -> Option<Duration> {
-        pages(M2).for_each(|va| self.block(at(va, Level::L2M)));
-        let fence = self.fence();
+        let mut reserved: Vec<_> = pages(M2).map(|va| self.reserve_split(va, store())).collect();
         Some(
             timed(|| {
-                for va in pages(M2) {
-                    self.table.split(at(va, Level::L2M), &fence, &mut Frames).expect("a page");
+                for reserved in reserved.drain(..) {
+                    let done = self.table.split_range(reserved).expect("nothing changed since");
+                    assert_eq!(done.used.total(), 1);
                 }
             })
             .0,
@@ -333,9 +207,10 @@ impl Contender for Ours {
         Some(
             timed(|| {
                 for va in pages(M2) {
-                    let at = at(va, Level::L2M);
-                    self.block(at);
-                    self.table.split(at, &self.fence(), &mut Frames).expect("a page");
+                    let mut slots = [None];
+                    let reserved = self.reserve_split(va, SliceStore::new(&mut slots));
+                    let done = self.table.split_range(reserved).expect("nothing changed since");
+                    assert_eq!(done.used.total(), 1);
                 }
             })
             .0,
@@ -345,13 +220,12 @@ impl Contender for Ours {
     fn merge(&mut self) -> Option<Duration> {
         Some(
             timed(|| {
+                let mut owed = self.table.obligation();
+                let mut table = self.table.exclusive();
                 for va in pages(M2) {
-                    let at = at(va, Level::L2M);
-                    let mut owed = self.table.obligation();
-                    self.block(at);
-                    self.table.merge(at, &self.fence(), &mut owed).expect("uniform pages");
-                    self.settle(owed);
+                    table.merge(at(va, Level::L2M), &mut owed).expect("uniform pages");
                 }
+                self.settle(owed)
             })
             .0,
         )
@@ -360,31 +234,40 @@ impl Contender for Ours {
     fn unmap_4k(&mut self) -> Option<Duration> {
         Some(
             timed(|| {
-                let mut all = 0;
                 let mut owed = self.table.obligation();
+                let mut table = self.table.exclusive();
+                let mut all = 0;
                 for va in pages(K4) {
-                    let page = at(va, Level::L4K);
-                    self.block(page);
-                    all ^= self.table.remove(page, &self.fence()).expect("a page").hpa().raw();
-                    for level in [Level::L2M, Level::L1G, Level::L512G] {
-                        let above = at(va, level);
-                        let Ok(Some(0)) = self.table.live(above) else { break };
-                        self.block(above);
-                        self.table.unlink(above, &self.fence(), &mut owed).expect("an empty table");
-                    }
+                    all ^= table.unmap(at(va, Level::L4K), &mut owed).expect("a page").hpa().raw();
                 }
-                self.settle(owed);
-                all
+                (self.settle(owed), all)
             })
             .0,
         )
     }
 
     fn unmap_range(&mut self) -> Option<Duration> {
-        Some(timed(|| self.unmap_all(Level::L4K)).0)
+        Some(
+            timed(|| {
+                let mut owed = self.table.obligation();
+                self.table.exclusive().unmap_range(region(), &mut owed, |_, _| ()).expect("a good range");
+                let mut all = 0;
+                let mut each = |_, page: Frame| all ^= page.hpa().raw();
+                let settled = self.table.settle_pages(owed, &self.fence().quiet(), &Arena, &mut each);
+                (settled.expect("a fence that covers it"), all)
+            })
+            .0,
+        )
     }
 
     fn remove_1g(&mut self) -> Option<Duration> {
-        self.unmap_range()
+        Some(
+            timed(|| {
+                let mut owed = self.table.obligation();
+                self.table.exclusive().remove_subtree(at(VA, Level::L1G), &mut owed).expect("a table");
+                self.settle(owed)
+            })
+            .0,
+        )
     }
 }

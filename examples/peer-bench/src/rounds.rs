@@ -56,12 +56,12 @@ pub(crate) struct Plan {
     /// Rounds before those.
     pub(crate) warm_up: usize,
     /// Fresh trees for a work that is over in microseconds.
-    pub(crate) repeat: u32,
+    pub(crate) repeat: usize,
     addresses: Vec<u64>,
 }
 
 impl Plan {
-    pub(crate) fn new(rounds: usize, warm_up: usize, repeat: u32) -> Self {
+    pub(crate) fn new(rounds: usize, warm_up: usize, repeat: usize) -> Self {
         let mut random = fastrand::Rng::with_seed(1);
         let addresses = (0..Work::Translate.operations()).map(|_| VA + random.u64(..REGION)).collect();
         Self { rounds, warm_up, repeat, addresses }
@@ -85,15 +85,16 @@ impl Plan {
     }
 }
 
-/// Does `work` on fresh trees and takes the mean.
+/// Does `work` on fresh trees, and takes the median if they are several.
 fn run<C: Contender>(work: Work, plan: &Plan) -> Result<Option<Duration>, Wrong> {
     let repeat = if matches!(work, Work::Map2m | Work::Remove1g) { plan.repeat } else { 1 };
-    let mut sum = Duration::ZERO;
+    let mut times = Vec::new();
     for _ in 0..repeat {
         let Some(time) = run_once::<C>(work, plan)? else { return Ok(None) };
-        sum += time;
+        times.push(time);
     }
-    Ok(Some(sum / repeat))
+    times.sort();
+    Ok(times.get(times.len() / 2).copied())
 }
 
 fn run_once<C: Contender>(work: Work, plan: &Plan) -> Result<Option<Duration>, Wrong> {
