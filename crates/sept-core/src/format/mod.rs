@@ -217,6 +217,12 @@ pub trait Format: sealed::Sealed + 'static {
     /// A free or table word with the mark set or cleared.
     fn with_inhibit(raw: u64, inhibit: bool) -> u64;
 
+    /// Whether `raw` is a free entry without an inhibit.
+    #[inline]
+    fn vacant(config: Self::Config, level: Level, raw: u64) -> bool {
+        raw == Self::update(config, level, 0, Entry::Free)
+    }
+
     /// The word for `entry` alone, with every permission and no mark.
     fn encode(config: Self::Config, level: Level, entry: Entry) -> u64 {
         let free = Self::update(config, level, 0, Entry::Free);

@@ -241,6 +241,11 @@ impl Format for Rtt {
     }
 
     #[inline]
+    fn vacant(_: RttConfig, _: Level, raw: u64) -> bool {
+        raw & !RIPAS == 0
+    }
+
+    #[inline]
     fn fresh(free: u64, _: bool) -> LeafState {
         match free & RIPAS {
             RIPAS_RAM => LeafState::Mapped,
