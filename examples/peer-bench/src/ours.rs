@@ -11,12 +11,7 @@ use sept_core::{
     GpaEntry, GpaRange, Hpa, Level, LinearMap, Obligation, Plan, Reserved, Scope, SecurePageTable, Shootdown,
     SliceStore, SplitPlan, TableError, X86, X86Config,
 };
-use std::{
-    fmt::Debug,
-    ptr::NonNull,
-    sync::{LazyLock, atomic::AtomicU64},
-    time::Duration,
-};
+use std::{fmt::Debug, ptr::NonNull, sync::atomic::AtomicU64, time::Duration};
 
 /// A cache line of side words.
 #[repr(align(64))]
@@ -25,7 +20,8 @@ struct Side([AtomicU64; 8]);
 
 static SIDE: [Side; FRAMES] = [const { Side([const { AtomicU64::new(0) }; 8]) }; FRAMES];
 
-static MEMORY: LazyLock<LinearMap> = LazyLock::new(|| {
+/// The memory of one tree; there is one at a time.
+fn memory() -> LinearMap {
     let tables = NonNull::new(arena::pointer(PHYS)).expect("an address above 0");
     let sides = NonNull::from(&SIDE).cast();
     #[expect(unsafe_code, reason = "raw table memory")]
@@ -36,7 +32,7 @@ static MEMORY: LazyLock<LinearMap> = LazyLock::new(|| {
     unsafe {
         LinearMap::new(Hpa::truncate(PHYS), tables, sides, ())
     }
-});
+}
 
 /// One thread, no MMU.
 #[derive(Debug)]
@@ -88,12 +84,8 @@ fn region() -> GpaRange {
     GpaRange::new(Gpa::truncate(VA), REGION).expect("a good range")
 }
 
-fn store() -> FrameList<'static, LinearMap> {
-    FrameList::new(&MEMORY)
-}
-
 pub(crate) struct Ours {
-    table: SecurePageTable<X86, &'static LinearMap, Direct<Nobody>>,
+    table: SecurePageTable<X86, LinearMap, Direct<Nobody>>,
 }
 
 impl Ours {
@@ -112,7 +104,7 @@ impl Ours {
 
     fn map_region(&self) {
         let plan = self.table.plan_map(region(), Hpa::truncate(PA), Level::L4K).expect("a free range");
-        let reserved = plan.reserve(&Arena, store()).expect("free frames");
+        let reserved = plan.reserve(&Arena, FrameList::new(self.table.memory())).expect("free frames");
         #[expect(unsafe_code, reason = "minting is where ownership of memory begins")]
         // SAFETY: there is no such memory.
         let pages = unsafe { Frames::assume_owned(Hpa::truncate(PA), PAGES) }.expect("below 2^52");
@@ -149,7 +141,7 @@ impl Contender for Ours {
 
     fn new() -> Self {
         let root = mint(arena::take().expect("a free frame"), Level::L4K);
-        Self { table: SecurePageTable::new(X86Config::NESTED_4, &*MEMORY, Direct::new(Nobody), root) }
+        Self { table: SecurePageTable::new(X86Config::NESTED_4, memory(), Direct::new(Nobody), root) }
     }
 
     fn fill(&mut self, with: Mapped) {
@@ -191,7 +183,8 @@ impl Contender for Ours {
     }
 
     fn split_commit(&mut self) -> Option<Duration> {
-        let mut reserved: Vec<_> = pages(M2).map(|va| self.reserve_split(va, store())).collect();
+        let list = || FrameList::new(self.table.memory());
+        let mut reserved: Vec<_> = pages(M2).map(|va| self.reserve_split(va, list())).collect();
         Some(
             timed(|| {
                 for reserved in reserved.drain(..) {
@@ -247,17 +240,17 @@ impl Contender for Ours {
     }
 
     fn unmap_range(&mut self) -> Option<Duration> {
-        Some(
-            timed(|| {
-                let mut owed = self.table.obligation();
-                self.table.exclusive().unmap_range(region(), &mut owed, |_, _| ()).expect("a good range");
-                let mut all = 0;
-                let mut each = |_, page: Frame| all ^= page.hpa().raw();
-                let settled = self.table.settle_pages(owed, &self.fence().quiet(), &Arena, &mut each);
-                (settled.expect("a fence that covers it"), all)
-            })
-            .0,
-        )
+        let (time, back) = timed(|| {
+            let mut owed = self.table.obligation();
+            self.table.exclusive().unmap_range(region(), &mut owed, |_, _| ()).expect("a good range");
+            let mut back = 0;
+            let mut each = |_, pages: Frames| back += pages.count();
+            let fence = self.fence().quiet();
+            self.table.settle_pages(owed, &fence, &Arena, &mut each).expect("a fence that covers it");
+            back
+        });
+        assert_eq!(back, PAGES);
+        Some(time)
     }
 
     fn remove_1g(&mut self) -> Option<Duration> {
