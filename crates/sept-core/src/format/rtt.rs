@@ -172,6 +172,7 @@ impl sealed::Sealed for Rtt {}
 impl Format for Rtt {
     const FENCE: FenceOrder = FenceOrder::Never;
     const MMU_SETS: u64 = 0;
+    const MMU_SETS_IN_TABLES: u64 = 0;
 
     type Config = RttConfig;
 

@@ -153,7 +153,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
                 Level::L2M => self.each_table(mirror, level, |_, table| free_table(table, to, settled)),
                 _ => {
                     self.each_table(mirror, level, |index, table| {
-                        self.unfold_later(base, index, table, rest)
+                        self.unfold_later(base, index, table, rest);
                     });
                 }
             };

@@ -286,11 +286,12 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         slot: &mut Slot,
         to: impl Fn(u64) -> u64,
     ) -> Result<(), TableError<X::Error>> {
+        let may_set = slot.entry.mmu_sets::<F>();
         // An MMU sets each of its bits once: no more than one turn for each, and one.
-        for _ in 0..=F::MMU_SETS.count_ones() {
+        for _ in 0..=may_set.count_ones() {
             match self.memory.compare_exchange(slot.table, slot.word, slot.raw, to(slot.raw)) {
                 Ok(()) => return Ok(()),
-                Err(now) if slot.entry.is_leaf() && (now ^ slot.raw) & !F::MMU_SETS == 0 => slot.raw = now,
+                Err(now) if (now ^ slot.raw) & !may_set == 0 => slot.raw = now,
                 Err(_) => break,
             }
         }

@@ -117,3 +117,22 @@ fn pieces_inherit_permissions_and_a_merge_wants_them_equal() {
     rig.table.exclusive().merge(block, &mut rig.owed).unwrap();
     assert_eq!(rig.table.permissions(block), Ok(read));
 }
+
+#[test]
+fn printed_as_runs_and_audited() {
+    let mut rig = Rig::<Ept>::new(EptConfig::LEVELS_4);
+    let all = range(G1 - 0x2000, 0x2000 + 3 * M2);
+    rig.map(all, RAM - 0x2000, Level::L2M);
+    let second = rig.leaves(all)[3].0;
+    rig.table.block(second).unwrap();
+    assert_eq!(
+        format!("{:?}", rig.table),
+        "[0x3fffe000 -> 0x3fffffe000 2 x 4K, 0x40000000 -> 0x4000000000 1 x 2M, \
+         0x40200000 -> 0x4000200000 1 x 2M hidden, 0x40400000 -> 0x4000400000 1 x 2M]"
+    );
+    let census = rig.table.audit().unwrap();
+    assert_eq!((census.tables, census.pages, census.blocked), (5, [2, 3, 0], 1));
+    let mut table = rig.table.exclusive();
+    let _page = table.unmap(second, &mut rig.owed).unwrap();
+    assert_eq!(rig.table.audit().unwrap().pages, [2, 2, 0]);
+}
