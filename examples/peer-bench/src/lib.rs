@@ -20,8 +20,8 @@ use std::{error::Error, fmt::Write as _};
 pub struct Outcome {
     /// For people.
     pub text: String,
-    /// One row for each work: an array of objects.
-    pub rows: serde_json::Value,
+    /// For programs: an array with one object for each work.
+    pub json: String,
 }
 
 /// Runs all rounds; `quick` only shows that everything works.
@@ -49,5 +49,5 @@ pub fn run(quick: bool) -> Result<Outcome, Box<dyn Error>> {
         arena::FRAMES >> 8,
         if pinned { "pinned to" } else { "not pinned, began on" },
     )?;
-    Ok(Outcome { text, rows: serde_json::to_value(rows)? })
+    Ok(Outcome { text, json: serde_json::to_string_pretty(&rows)? + "\n" })
 }

@@ -30,11 +30,10 @@ fn main() -> ExitCode {
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     let outcome = peer_bench::run(args.quick)?;
-    let json = serde_json::to_string_pretty(&outcome.rows)?;
     match &args.json {
-        Some(path) if path.as_os_str() == "-" => println!("{json}"),
+        Some(path) if path.as_os_str() == "-" => print!("{}", outcome.json),
         Some(path) => {
-            std::fs::write(path, json + "\n").map_err(|error| format!("{}: {error}", path.display()))?;
+            std::fs::write(path, outcome.json).map_err(|error| format!("{}: {error}", path.display()))?;
             print!("{}", outcome.text);
         }
         None => print!("{}", outcome.text),

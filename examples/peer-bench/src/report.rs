@@ -46,9 +46,9 @@ pub(crate) fn rows(all: &[Competitor]) -> Vec<Row> {
 pub(crate) fn table(all: &[Competitor], rows: &[Row]) -> String {
     let mut text = format!("{:<13}", "ns per op");
     for one in all {
-        let _ = write!(text, " {:>20}", one.name);
+        let _ = write!(text, " {:>width$} ", one.name, width = width(one));
     }
-    let _ = writeln!(text, " {:>8} {:>8}", "/floor", "/peer");
+    let _ = writeln!(text, " {:>6} {:>6}", "/floor", "/peer");
     for ((number, work), row) in Work::ALL.into_iter().enumerate().zip(rows) {
         let _ = write!(text, "{:<13}", row.work);
         for one in all {
@@ -58,14 +58,19 @@ pub(crate) fn table(all: &[Competitor], rows: &[Row]) -> String {
                 How::Subtree => "s",
             };
             let _ = match median(&one.rounds[number]) {
-                Some(ns) => write!(text, " {ns:>19.2}{mark}"),
-                None => write!(text, " {:>19} ", "-"),
+                Some(ns) => write!(text, " {ns:>width$.2}{mark}", width = width(one)),
+                None => write!(text, " {:>width$} ", "-", width = width(one)),
             };
         }
         let ratio = |ratio: Option<f64>| ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}"));
-        let _ = writeln!(text, " {:>8} {:>8}", ratio(row.ours_over_floor), ratio(row.ours_over_peer));
+        let _ = writeln!(text, " {:>6} {:>6}", ratio(row.ours_over_floor), ratio(row.ours_over_peer));
     }
     text
+}
+
+/// Of a competitor's column, without the mark.
+fn width(one: &Competitor) -> usize {
+    one.name.len().max(8)
 }
 
 fn median(values: &[f64]) -> Option<f64> {
