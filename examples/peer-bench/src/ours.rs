@@ -8,10 +8,10 @@ use crate::{
 };
 use sept_core::{
     Direct, Fenced, Fill, Frame, FrameKind, FrameList, FrameNeeds, FrameSource, FrameStore, Frames, Gpa,
-    GpaEntry, GpaRange, Hpa, Level, LinearMap, Obligation, Plan, Reserved, Scope, SecurePageTable, Shootdown,
-    SliceStore, SplitPlan, TableError, X86, X86Config,
+    GpaEntry, GpaRange, Hpa, Level, LinearMap, Obligation, Plan, Reserved, Returned, Scope, SecurePageTable,
+    Shootdown, SliceStore, SplitPlan, TableError, X86, X86Config,
 };
-use std::{fmt::Debug, ptr::NonNull, sync::atomic::AtomicU64, time::Duration};
+use std::{convert::Infallible, fmt::Debug, ptr::NonNull, sync::atomic::AtomicU64, time::Duration};
 
 /// A cache line of side words.
 #[repr(align(64))]
@@ -91,14 +91,26 @@ pub(crate) struct Ours {
 impl Ours {
     #[inline]
     fn map(&mut self, va: u64, level: Level) {
-        let mut page = mint(target(va), level);
-        while let Err(refused) = self.table.exclusive().map(at(va, level), page, Fill::OnAccept) {
+        let page = mint(target(va), level);
+        if let Err(refused) = self.table.exclusive().map(at(va, level), page, Fill::OnAccept) {
+            self.link_and_map(at(va, level), refused);
+        }
+    }
+
+    /// Makes the tables that were missing.
+    #[cold]
+    fn link_and_map(&mut self, at: GpaEntry, refused: Returned<TableError<Infallible>, Frame>) {
+        let mut refused = refused;
+        loop {
             let TableError::NoTable { stop, .. } = refused.error else { panic!("{}", refused.error) };
             let mut slots = [None];
             let mut store = SliceStore::new(&mut slots);
             store.fill(&self.table.table_cost(stop, None), Hpa::default(), &Arena).expect("a free frame");
             self.table.link(stop, None, &mut store).expect("a free entry");
-            page = refused.held;
+            match self.table.exclusive().map(at, refused.held, Fill::OnAccept) {
+                Ok(()) => return,
+                Err(again) => refused = again,
+            }
         }
     }
 
