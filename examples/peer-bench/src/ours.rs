@@ -20,7 +20,7 @@ struct Side([AtomicU64; 8]);
 
 static SIDE: [Side; FRAMES] = [const { Side([const { AtomicU64::new(0) }; 8]) }; FRAMES];
 
-/// The memory of one tree; there is one at a time.
+/// The memory of one tree. Trees have no frame in common.
 fn memory() -> LinearMap {
     let tables = NonNull::new(arena::pointer(PHYS)).expect("an address above 0");
     let sides = NonNull::from(&SIDE).cast();

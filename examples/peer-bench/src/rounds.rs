@@ -87,45 +87,73 @@ impl Plan {
 
 /// Does `work` on fresh trees, and takes the median if they are several.
 fn run<C: Contender>(work: Work, plan: &Plan) -> Result<Option<Duration>, Wrong> {
-    let repeat = if matches!(work, Work::Map2m | Work::Remove1g) { plan.repeat } else { 1 };
+    let (turns, trees) = match work {
+        // Done at once one after the other: else most of the time goes into code that is not in the cache.
+        Work::Map2m => (1, plan.repeat),
+        Work::Remove1g => (plan.repeat, 1),
+        _ => (1, 1),
+    };
     let mut times = Vec::new();
-    for _ in 0..repeat {
-        let Some(time) = run_once::<C>(work, plan)? else { return Ok(None) };
-        times.push(time);
+    for _ in 0..turns {
+        match run_on::<C>(trees, work, plan)? {
+            Some(some) => times.extend(some),
+            None => return Ok(None),
+        }
     }
     times.sort();
     Ok(times.get(times.len() / 2).copied())
 }
 
-fn run_once<C: Contender>(work: Work, plan: &Plan) -> Result<Option<Duration>, Wrong> {
+/// Builds so many trees, does `work` on each, then looks at what came of it.
+fn run_on<C: Contender>(trees: usize, work: Work, plan: &Plan) -> Result<Option<Vec<Duration>>, Wrong> {
     arena::reset();
-    let mut tree = C::new();
-    tree.fill(work.before());
-    let time = match work {
-        Work::Translate => tree.translate(&plan.addresses).map(|(time, sum)| {
-            let want = plan.addresses.iter().fold(0, |sum: u64, &va| sum.wrapping_add(target(va)));
-            if sum == want { Ok(time) } else { Err(Wrong::Sum { who: C::NAME, work, got: sum, want }) }
-        }),
-        Work::Map4k => tree.map_4k().map(Ok),
-        Work::Map4kRange => tree.map_4k_range().map(Ok),
-        Work::Map2m => tree.map_2m().map(Ok),
-        Work::SplitCommit => tree.split_commit().map(Ok),
-        Work::SplitAll => tree.split_all().map(Ok),
-        Work::Merge => tree.merge().map(Ok),
-        Work::Unmap4k => tree.unmap_4k().map(Ok),
-        Work::UnmapRange => tree.unmap_range().map(Ok),
-        Work::Remove1g => tree.remove_1g().map(Ok),
+    let fresh = |_| {
+        let mut tree = C::new();
+        tree.fill(work.before());
+        tree
+    };
+    let mut trees: Vec<C> = (0..trees).map(fresh).collect();
+    let times: Option<Vec<_>> = trees.iter_mut().map(|tree| time(tree, work, plan)).collect();
+    let times = times.map(|times| times.into_iter().collect::<Result<Vec<_>, _>>()).transpose()?;
+    if times.is_some() {
+        trees.iter().try_for_each(|tree| check(tree, work))?;
+        let tables = match work.after() {
+            Mapped::With4k => 3 + (REGION / M2) as usize,
+            Mapped::With2m => 3,
+            // The tables above may stay.
+            Mapped::Nothing => arena::in_use().clamp(1, 3),
+        };
+        frames::<C>(work, tables * trees.len())?;
     }
-    .transpose()?;
-    if time.is_some() {
-        check(&tree, work)?;
-    }
-    tree.dispose();
+    trees.into_iter().for_each(C::dispose);
     frames::<C>(work, 0)?;
-    Ok(time)
+    Ok(times)
 }
 
-/// Looks at every page of the region and beside it, and counts the tables.
+fn time<C: Contender>(tree: &mut C, work: Work, plan: &Plan) -> Option<Result<Duration, Wrong>> {
+    let time = match work {
+        Work::Translate => {
+            let (time, got) = tree.translate(&plan.addresses)?;
+            let want = plan.addresses.iter().fold(0, |sum: u64, &va| sum.wrapping_add(target(va)));
+            if got != want {
+                return Some(Err(Wrong::Sum { who: C::NAME, work, got, want }));
+            }
+            Some(time)
+        }
+        Work::Map4k => tree.map_4k(),
+        Work::Map4kRange => tree.map_4k_range(),
+        Work::Map2m => tree.map_2m(),
+        Work::SplitCommit => tree.split_commit(),
+        Work::SplitAll => tree.split_all(),
+        Work::Merge => tree.merge(),
+        Work::Unmap4k => tree.unmap_4k(),
+        Work::UnmapRange => tree.unmap_range(),
+        Work::Remove1g => tree.remove_1g(),
+    };
+    time.map(Ok)
+}
+
+/// Looks at every page of the region and beside it.
 fn check<C: Contender>(tree: &C, work: Work) -> Result<(), Wrong> {
     let size = match work.after() {
         Mapped::With4k => K4,
@@ -141,12 +169,7 @@ fn check<C: Contender>(tree: &C, work: Work) -> Result<(), Wrong> {
             return Err(Wrong::Leads { who: C::NAME, work, va, got, want });
         }
     }
-    match work.after() {
-        Mapped::With4k => frames::<C>(work, 3 + (REGION / M2) as usize),
-        Mapped::With2m => frames::<C>(work, 3),
-        // The tables above may stay.
-        Mapped::Nothing => frames::<C>(work, arena::in_use().clamp(1, 3)),
-    }
+    Ok(())
 }
 
 fn frames<C: Contender>(work: Work, want: usize) -> Result<(), Wrong> {
