@@ -136,7 +136,7 @@ impl Contender for Aarch64 {
     }
 
     fn split_all(&mut self) -> Option<Duration> {
-        // Half of a block is changed, to what it is already: the block is split for it.
+        // One page of the block is set to what it is already: the block is split for it.
         let keep = |_: &MemoryRegion, _: &mut UpdatableDescriptor<'_, Stage2Attributes>| Ok(());
         Some(
             timed(|| {
