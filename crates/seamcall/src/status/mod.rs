@@ -134,7 +134,14 @@ impl Status {
             | Self::WBCACHE_NOT_COMPLETE
             | Self::MISSING_PAMT_PAGE_PAIR
             | Self::INTERRUPTED_PAMT
-            | Self::BLOCKED_MEMORY_EXISTS => Class::Caller,
+            | Self::BLOCKED_MEMORY_EXISTS
+            | Self::MEM_SCAN_FAILED_BLOCKED_RANGE
+            | Self::MEM_SCAN_FAILED_OTHER_THREAD
+            | Self::MEM_SCAN_CONFIG_REQUIRED
+            | Self::MEM_SCAN_ALREADY_SUCCESSFUL
+            | Self::MEM_SCAN_DCHECK_NOT_DONE
+            | Self::UNEXPORTED_MEMORY_REMAINS
+            | Self::IOMMU_ECMD_ERROR => Class::Caller,
             Self::SYS_SHUTDOWN => Class::Fatal,
             _ if self.class_number() == SOFTWARE_CLASS => {
                 if self.is(Self::NOT_ISSUED) {
