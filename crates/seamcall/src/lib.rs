@@ -124,6 +124,7 @@ extern crate std;
 
 pub mod adapter;
 pub mod dpamt;
+mod enter;
 mod entry;
 mod error;
 pub mod exit;
@@ -152,9 +153,10 @@ mod testing;
 mod transport;
 pub mod vp;
 
+pub use enter::{EnterCall, EnterFlags, GuestRegs, VpEnter};
 pub use entry::{EntryInfo, SeptState};
 pub use error::SeamcallError;
-pub use exit::{EptViolation, MapGpa};
+pub use exit::{EptViolation, ExitReason, MapGpa};
 pub use features::Features0;
 #[cfg(target_arch = "x86_64")]
 pub use instruction::Instruction;

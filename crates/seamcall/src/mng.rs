@@ -19,7 +19,7 @@
 //!     // A host that cares gives `held` back to its allocator.
 //!     let refused = |back: Returned<SeamcallError, Frame>| back.error;
 //!     let control = |back: Returned<SeamcallError, mem::MaybeTainted>| back.error;
-//!     let td = mng::create(t, page(), hkid).map_err(refused)?;
+//!     let td = mng::create(t, page(), hkid).map_err(control)?;
 //!     mng::key_config(t, td)?;
 //!     for _ in 0..6 {
 //!         mng::addcx(t, td, page()).map_err(control)?;
@@ -48,22 +48,26 @@ use sept_core::{Frame, Hpa, Level, Returned};
 ///
 /// # Errors
 ///
-/// The page comes back. In check order: `OPERAND_INVALID|RDX` (not a private HKID); for the page
-/// `OPERAND_INVALID|RCX`, `OPERAND_ADDR_RANGE_ERROR|RCX`, `OPERAND_BUSY|RCX`, `PAGE_METADATA_INCORRECT|RCX`,
-/// `MISSING_PAMT_PAGE_PAIR|RCX`; `OPERAND_BUSY|KOT`; `HKID_NOT_FREE`; `RND_NO_ENTROPY`.
+/// The page comes back, after `RND_NO_ENTROPY` as tainted: the module has zeroed it under its global key by then. In
+/// check order: `OPERAND_INVALID|RDX` (not a private HKID); for the page `OPERAND_INVALID|RCX`,
+/// `OPERAND_ADDR_RANGE_ERROR|RCX`, `OPERAND_BUSY|RCX`, `PAGE_METADATA_INCORRECT|RCX`, `MISSING_PAMT_PAGE_PAIR|RCX`;
+/// `OPERAND_BUSY|KOT`; `HKID_NOT_FREE`; `RND_NO_ENTROPY`.
 ///
-/// Source: TDX module ABI, TDH.MNG.CREATE.
+/// Source: TDX module ABI, TDH.MNG.CREATE; `tdh_mng_create.c` of module 1.5.01.
 #[inline]
 pub fn create<T: Transport + ?Sized>(
     t: &T,
     page: Frame,
     hkid: Hkid,
-) -> Result<Tdr, Returned<SeamcallError, Frame>> {
+) -> Result<Tdr, Returned<SeamcallError, MaybeTainted>> {
     let leaf = Leaf::MNG_CREATE;
     let regs = Regs { rcx: page.hpa().raw(), rdx: hkid.raw().into(), ..Regs::new() };
     match require_level(&page, Level::L4K, leaf, Operand::RCX).and_then(|()| invoke(t, leaf, regs)) {
         Ok(_) => Ok(Tdr::of_page(page.hpa())),
-        Err(error) => Err(Returned { error, held: page }),
+        Err(error) => {
+            let written = error.status.is(Status::RND_NO_ENTROPY);
+            Err(Returned { error, held: MaybeTainted::new(page, written) })
+        }
     }
 }
 

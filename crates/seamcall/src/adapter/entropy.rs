@@ -1,6 +1,6 @@
 //! Waiting for the random number generator.
 
-use crate::{Call, Regs, Status, Transport};
+use crate::{Call, EnterCall, GuestRegs, Regs, Status, Transport, VpEnter};
 use core::hint;
 
 /// Repeats a call while the module finds no entropy (`RND_NO_ENTROPY`), a bounded number of times.
@@ -53,5 +53,13 @@ impl<T: Transport> Transport for EntropyRetry<T> {
             out = self.inner.call(call);
         }
         out
+    }
+}
+
+/// An entry needs no entropy: it is handed on.
+impl<T: VpEnter> VpEnter for EntropyRetry<T> {
+    #[inline]
+    fn enter(&self, call: EnterCall) -> GuestRegs {
+        self.inner.enter(call)
     }
 }

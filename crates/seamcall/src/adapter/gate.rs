@@ -1,6 +1,9 @@
 //! Operands that a module does not know.
 
-use crate::{Call, Detail, Features0, Leaf, NULL_PA, Operand, Regs, Status, Transport};
+use crate::{
+    Call, Detail, EnterCall, EnterFlags, Features0, GuestRegs, Leaf, NULL_PA, Operand, Regs, Status,
+    Transport, VpEnter,
+};
 
 /// Refuses calls whose operands exist only with a feature that the module does not have.
 ///
@@ -10,7 +13,7 @@ use crate::{Call, Detail, Features0, Leaf, NULL_PA, Operand, Regs, Status, Trans
 /// | Operand | Feature |
 /// |---|---|
 /// | PAMT.ADD, PAMT.REMOVE; DEMOTE `R12`, `R13`; SYS.CONFIG `R8` bit 16 | [`Features0::DYNAMIC_PAMT`] |
-/// | SEPT.ADD version 1 and DEMOTE `R9` to `R11`; `RDX` bit 0 of DEMOTE (sparse) and SEPT.RD (L2 attributes) | [`Features0::TD_PARTITIONING`] |
+/// | SEPT.ADD version 1 and DEMOTE `R9` to `R11`; `RDX` bit 0 of DEMOTE (sparse) and SEPT.RD (L2 attributes); VP.ENTER with [`EnterFlags::RESUME_L1`] | [`Features0::TD_PARTITIONING`] |
 ///
 /// ```
 /// use seamcall::{Features0, Status, Transport, adapter::Gate, phymem};
@@ -76,5 +79,18 @@ impl<T: Transport> Transport for Gate<T> {
                 Regs { rax: status.raw(), ..regs }
             }
         }
+    }
+}
+
+impl<T: VpEnter> VpEnter for Gate<T> {
+    #[inline]
+    fn enter(&self, call: EnterCall) -> GuestRegs {
+        let regs = call.regs();
+        let resume_l1 = EnterFlags::from_bits_truncate(regs.rcx).contains(EnterFlags::RESUME_L1);
+        if resume_l1 && !self.features.contains(Features0::TD_PARTITIONING) {
+            let status = Status::NOT_ISSUED.with_detail(Detail::Operand(Operand::RCX));
+            return GuestRegs { rax: status.raw(), ..regs };
+        }
+        self.inner.enter(call)
     }
 }

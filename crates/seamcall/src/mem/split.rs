@@ -23,7 +23,8 @@ pub enum L2Mode {
 pub enum MaybeTainted {
     /// Untouched.
     Clean(Frame),
-    /// Written under the TD's key: write back its cache lines and overwrite it before other use.
+    /// Written under the TD's key (by MNG.CREATE under the module's global one): write back its cache lines and
+    /// overwrite it before other use.
     Tainted(Frame<Tainted>),
 }
 

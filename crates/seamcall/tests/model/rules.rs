@@ -5,7 +5,7 @@ use crate::bench::{BASE, Bench, LARGE, PARAMS, builder, entry, frame, scrub};
 use core::cell::Cell;
 use seamcall::adapter::EntropyRetry;
 use seamcall::exit::Exit;
-use seamcall::mem::{self, Blocked};
+use seamcall::mem::{self, Blocked, MaybeTainted};
 use seamcall::phymem::{self, CacheWb, CacheWritten};
 use seamcall::{
     Notice, Observe, Regs, RetryBudget, SeamcallError, SeptState, Status, Td, TdError, mng, ranges, vp,
@@ -56,7 +56,8 @@ fn no_entropy_is_retried_plainly_and_in_bounds() {
     let back = mng::create(&t, frame(BASE, Level::L4K), seamcall::Hkid::new(33)).unwrap_err();
     assert_eq!(back.error.class(), Class::Retry);
     machine.inject(dry(1));
-    mng::create(&t, back.held, seamcall::Hkid::new(33)).unwrap();
+    let MaybeTainted::Tainted(page) = back.held else { panic!("the module wrote it") };
+    mng::create(&t, scrub(page), seamcall::Hkid::new(33)).unwrap();
 }
 
 /// Another call holds the tree: it is gone in a moment, so the same call again.
