@@ -62,7 +62,10 @@ impl SeamcallError {
     /// host call on it (SEPT.RD will do) succeeds.
     #[must_use]
     pub const fn is_entry_busy(&self) -> bool {
-        self.status.is(Status::OPERAND_BUSY) && self.entry.is_some()
+        // UNBLOCKW does not describe the entry; `RCX` is its only lock.
+        let undescribed =
+            self.leaf.number() == Leaf::EXPORT_UNBLOCKW.number() && self.status.low() == Operand::RCX.id();
+        self.status.is(Status::OPERAND_BUSY) && (self.entry.is_some() || undescribed)
     }
 }
 

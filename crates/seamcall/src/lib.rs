@@ -166,7 +166,7 @@ pub use layout::{
     TdmrInfo, pamt_sizes,
 };
 pub use leaf::Leaf;
-pub use metadata::{FieldContext, FieldId};
+pub use metadata::{FieldContext, FieldId, FieldValue, LifecycleState, OpState, PlatformField, TdField};
 pub use operand::{Hkid, KeyIdBits, NULL_PA, Removed, Tdr, Tdvpr};
 pub use status::{Detail, Operand, Status};
 pub use td::{Notice, Observe, RetryBudget, Stopped, TablePages, Td, TdDescription, TdError};

@@ -34,11 +34,11 @@
 //! }
 //! ```
 //!
-//! All but [`rd`], [`rd_next`] and [`wr`] lock the TDR exclusively, so a running vCPU (which holds it shared) makes them
+//! All but [`rd`], [`rd_next`], [`read`] and [`wr`] lock the TDR exclusively, so a running vCPU (which holds it shared) makes them
 //! busy.
 
 use crate::operand::{give_page, invoke};
-use crate::{FieldId, Hkid, Leaf, Operand, Regs, SeamcallError, Status, Tdr, Transport};
+use crate::{FieldId, FieldValue, Hkid, Leaf, Operand, Regs, SeamcallError, Status, TdField, Tdr, Transport};
 use crate::{error::require_level, mem::MaybeTainted};
 use sept_core::{Frame, Hpa, Level, Returned};
 
@@ -209,6 +209,33 @@ pub fn rd_next<T: Transport + ?Sized>(
 ) -> Result<(u64, Option<FieldId>), SeamcallError> {
     let out = invoke(t, Leaf::MNG_RD.version(1), Regs { rdx: field.raw(), ..on_tdr(td) })?;
     Ok((out.r8, FieldId::next(out.rdx)))
+}
+
+/// TDH.MNG.RD (11) of a field that this crate knows, as the type of its value.
+///
+/// Operands: `RCX` TDR, `RDX` field id. Output: `R8`. State as [`rd`].
+///
+/// # Errors
+///
+/// As [`rd`].
+///
+/// ```
+/// use seamcall::{SeamcallError, TdField, Tdr, Transport, mng};
+///
+/// /// Whether what is taken from the TD has to be blocked and tracked first.
+/// fn runs<T: Transport>(t: &T, td: Tdr) -> Result<bool, SeamcallError> {
+///     Ok(mng::read(t, td, TdField::OP_STATE)?.is_tracked())
+/// }
+/// ```
+///
+/// Source: TDX module ABI, TDH.MNG.RD.
+#[inline]
+pub fn read<T: Transport + ?Sized, V: FieldValue>(
+    t: &T,
+    td: Tdr,
+    field: TdField<V>,
+) -> Result<V, SeamcallError> {
+    rd(t, td, field.id()).map(V::from_register)
 }
 
 /// TDH.MNG.WR (13): writes the bits of a metadata field that `mask` selects; returns what was there.

@@ -46,7 +46,9 @@ impl<T: Transport> Gate<T> {
         let partitioning = self.features.contains(Features0::TD_PARTITIONING);
         match leaf {
             Leaf::PHYMEM_PAMT_ADD | Leaf::PHYMEM_PAMT_REMOVE if !dynamic_pamt => Some(Operand::RAX),
-            Leaf::SYS_CONFIG if !dynamic_pamt && regs.r8 & (1 << 16) != 0 => Some(Operand::R8),
+            _ if leaf.number() == Leaf::SYS_CONFIG.number() && !dynamic_pamt && regs.r8 & (1 << 16) != 0 => {
+                Some(Operand::R8)
+            }
             Leaf::MEM_PAGE_DEMOTE if !dynamic_pamt && regs.r12 != 0 => Some(Operand::R12),
             Leaf::MEM_PAGE_DEMOTE if !dynamic_pamt && regs.r13 != 0 => Some(Operand::R13),
             Leaf::MEM_PAGE_DEMOTE if !partitioning => l2_page(regs).or(l2_flag(regs)),

@@ -1,6 +1,9 @@
 use super::*;
 use crate::testing::{frame, gpa};
-use crate::{EnterFlags, FieldId, GuestRegs, Hkid, mng, mng::KeyConfig, mr, sys, vp};
+use crate::{
+    EnterFlags, Features0, FieldId, GuestRegs, Hkid, OpState, PlatformField, TdField, mng, mng::KeyConfig,
+    mr, sys, vp,
+};
 
 fn on(rax: u64, rcx: u64) -> Regs {
     Regs { rax, rcx, ..Regs::new() }
@@ -55,6 +58,13 @@ fn td_metadata() {
     let script = Script::new().then(|regs| Regs { rax: 0, r8: 4, ..regs });
     let value = sends(script, expected, |t| mng::wr(t, tdr(), FieldId::TD_EPOCH, 5, 0xff));
     assert_eq!(value, Ok(4));
+}
+
+#[test]
+fn td_state() {
+    let script = Script::new().then(|regs| Regs { rax: 0, r8: 3, ..regs });
+    let expected = Regs { rdx: 0x9010_0002_0000_0004, ..on(11, TDR) };
+    assert_eq!(sends(script, expected, |t| mng::read(t, tdr(), TdField::OP_STATE)), Ok(OpState::LiveExport));
 }
 
 #[test]
@@ -127,4 +137,11 @@ fn platform_metadata() {
     let script = Script::new().then(|regs| Regs { rax: 0, rdx: u64::MAX, r8: 1 << 36, ..regs });
     let expected = Regs { rdx: 0x0a00_0003_0000_0008, ..on(34, 0) };
     assert_eq!(sends(script, expected, |t| sys::rd(t, FieldId::TDX_FEATURES0)), Ok((1 << 36, None)));
+    let script = Script::new().then(|regs| Regs { rax: 0, rdx: u64::MAX, r8: 1 << 36, ..regs });
+    let features = sends(script, expected, |t| sys::read(t, PlatformField::TDX_FEATURES0));
+    assert_eq!(features, Ok(Features0::DYNAMIC_PAMT));
+    let script = Script::new().then(|regs| Regs { rax: 0, r8: 0x8000_0000, ..regs });
+    let expected = Regs { rdx: 0x9000_0003_0000_0082, ..on(34, 0) };
+    let base = sends(script, expected, |t| sys::read(t, PlatformField::CMR_BASE.element(2)));
+    assert_eq!(base, Ok(0x8000_0000));
 }

@@ -5,7 +5,9 @@ use crate::export::GpaList;
 use crate::mem::{DemotePages, L2Mode, SeptPages};
 use crate::phymem::CacheWb;
 use crate::testing::{entry, frame, gpa};
-use crate::{FieldId, Hkid, KeyIdBits, export, mem, mng, mr, phymem, sys, vp};
+use crate::{
+    Features0, FieldId, Hkid, KeyIdBits, PlatformField, TdField, export, mem, mng, mr, phymem, sys, vp,
+};
 use sept_core::Level;
 use std::vec::Vec;
 
@@ -76,8 +78,13 @@ fn every_leaf_and_version() {
         (44, selector(sys::lp_shutdown)),
         // SAFETY: a script stands for the module; it reads and takes nothing.
         (45, selector(|t| unsafe { sys::config(t, at, 1, key, false) })),
+        // SAFETY: a script stands for the module; it reads and takes nothing.
+        (0x1_002d, selector(|t| unsafe { sys::config_v1(t, at, 1, key, false, Features0::empty()) })),
         (52, selector(|t| sys::shutdown(t, 0))),
         (53, selector(sys::update)),
+        (0x1_0035, selector(|t| sys::update_v1(t, Features0::empty()))),
+        (34, selector(|t| sys::read(t, PlatformField::NUM_CMRS))),
+        (11, selector(|t| mng::read(t, td, TdField::OP_STATE))),
         (58, selector(|t| phymem::pamt_add(t, region, [page(), frame(0x300_1000)]))),
         (59, selector(|t| phymem::pamt_remove(t, region))),
         (65, selector(|t| export::blockw(t, td, GpaList::new(&mut buffer, 0, 1).unwrap()).is_ok())),
@@ -87,8 +94,8 @@ fn every_leaf_and_version() {
     for (expected, sent) in &calls {
         assert_eq!(sent, expected);
     }
-    // As many as there are documented leaves: none is missing here.
-    assert_eq!(calls.len(), 56);
+    // As many as there are documented leaves but VP.ENTER, which is no such call: none is missing here.
+    assert_eq!(calls.len(), 60);
 }
 
 /// A question for the first field: the informational status is an answer with nothing but the next field.

@@ -1,7 +1,7 @@
 //! Changing the size of a mapping: DEMOTE, PROMOTE.
 
 use super::RemovedTable;
-use crate::operand::{Removed, invoke_at, mapping};
+use crate::operand::{Removed, UNUSED, invoke_at, mapping};
 use crate::{Leaf, NULL_PA, Operand, Regs, SeamcallError, Status, Tdr, Transport, error::require_level};
 use sept_core::{Frame, GpaEntry, Hpa, Level, Returned, Tainted};
 
@@ -155,7 +155,10 @@ pub fn page_demote<T: Transport + ?Sized>(
     match page_demote_at(t, td, at, mode, pages.table.hpa(), l2, pair) {
         Ok(out) => {
             let [one, two, three] = pages.l2;
-            let unused = |page: Option<Frame>, register: u64| page.filter(|_| register & UNUSED != 0);
+            // Exactly: a page that is given back by mistake would have two owners.
+            let unused = |page: Option<Frame>, register: u64| {
+                page.filter(|page| register == page.hpa().raw() | UNUSED)
+            };
             Ok([unused(one, out.r9), unused(two, out.r10), unused(three, out.r11)])
         }
         Err(error) => {
@@ -164,9 +167,6 @@ pub fn page_demote<T: Transport + ?Sized>(
         }
     }
 }
-
-/// Set in `R9` to `R11` when the page was not used.
-const UNUSED: u64 = 1 << 63;
 
 #[inline]
 pub(crate) fn page_demote_at<T: Transport + ?Sized>(
