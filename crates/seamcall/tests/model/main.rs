@@ -9,6 +9,7 @@
 
 mod adapters;
 mod bench;
+mod enter;
 mod life;
 #[cfg(feature = "std")]
 mod line;
