@@ -258,7 +258,7 @@ fn track_errors_carry_no_entry() {
     // TRACK leaves RCX alone: what is in it is the TDR, not an entry.
     let script = Script::new().then(|regs| Regs { rax: 0x8000_0200_0000_0001, ..regs });
     let error = mem::track(&script, tdr()).unwrap_err();
-    assert_eq!((error.entry, error.at), (None, None));
+    assert_eq!((error.entry(), error.at), (None, None));
     assert_eq!(error.class(), Class::Quiesce);
     assert_eq!(error.to_string(), "TDH.MEM.TRACK: TDX_OPERAND_BUSY|RCX (0x8000020000000001)");
 }
@@ -289,17 +289,17 @@ fn worked_trace() {
     );
     assert_eq!((error.leaf, error.class()), (Leaf::MEM_PAGE_DEMOTE, Class::Caller));
     let error = demote(Script::new().status(0xc000_0b08_0000_0001));
-    assert_eq!((error.entry, error.class()), (None, Class::Quiesce));
+    assert_eq!((error.entry(), error.class()), (None, Class::Quiesce));
     let error = demote(Script::new().status(0x8000_0200_0000_0008));
     assert_eq!(error.class(), Class::Retry);
     let error = demote(Script::new().details(0xc000_0b0d_0000_0001, 0x7, 0x8401));
-    assert_eq!(error.entry.unwrap().state(), SeptState::NlMapped);
-    assert_eq!(error.entry.unwrap().hpa(), None);
+    assert_eq!(error.entry().unwrap().state(), SeptState::NlMapped);
+    assert_eq!(error.entry().unwrap().hpa(), None);
     let error = mem::track(&Script::new().status(0x8000_0201_0000_0000), tdr()).unwrap_err();
     assert_eq!(error.class(), Class::Quiesce);
     let script = Script::new().details(0xc000_0b00_0000_0001, 0x8000_0000_8000_00f7, 0x0401);
     let back = mem::page_aug(&script, tdr(), entry(0x4000_0000, Level::L4K), frame(0x9000_0000)).unwrap_err();
-    assert_eq!(back.error.entry.unwrap().level(), Some(Level::L2M));
+    assert_eq!(back.error.entry().unwrap().level(), Some(Level::L2M));
 }
 
 #[test]

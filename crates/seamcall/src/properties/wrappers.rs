@@ -135,7 +135,7 @@ fn check(out: &Regs, result: &Result<(), SeamcallError>) -> Result<(), TestCaseE
             prop_assert_eq!(error.status.raw(), out.rax);
             prop_assert!(!error.to_string().is_empty());
             let _: Class = error.class();
-            if let Some(entry) = error.entry {
+            if let Some(entry) = error.entry() {
                 prop_assert_eq!((entry.raw(), entry.raw_info()), (out.rcx, out.rdx));
             }
         }
