@@ -86,6 +86,7 @@
 extern crate std;
 
 mod addr;
+mod direct;
 mod error;
 mod external;
 mod fence;
@@ -97,13 +98,21 @@ mod table;
 pub mod test_util;
 
 pub use addr::{ADDRESS_BITS, Gpa, GpaEntry, GpaRange, Hpa, Level};
+pub use direct::{Direct, HardwareWalked, HostOwned};
 pub use error::{Class, Classify, Returned};
 pub use external::{CacheKey, Donated, External, Fill, Observed};
 pub use fence::{Shootdown, TreeLock};
-pub use format::{Entry, FenceOrder, Format, LeafState, Stamp, TdxConfig, TdxMirror};
-pub use frame::{Frame, FrameKind, FrameNeeds, FrameSource, FrameState, FrameStore, Free, Tainted};
-pub use memory::{SideWord, TableMemory, Word};
+pub use format::{
+    Entry, Ept, EptConfig, FenceOrder, Format, Hipas, LeafState, Permissions, Ripas, Rtt, RttConfig, Stamp,
+    TdxConfig, TdxMirror, X86, X86Config,
+};
+pub use frame::{
+    Frame, FrameKind, FrameList, FrameNeeds, FrameSource, FrameState, FrameStore, Frames, Free, Short,
+    SliceStore, Tainted,
+};
+pub use memory::{FrameSlice, LinearHost, LinearMap, SideWord, SideWords, TableFrame, TableMemory, Word};
 pub use table::{
-    Entries, FenceTicket, Fenced, Found, Obligation, Quiet, SecurePageTable, TableError, Teardown, Torn,
-    Unsettled,
+    Blocked, Committed, Entries, Exclusive, FenceTicket, Fenced, Found, MapPlan, MapRefused, Obligation,
+    Plan, Probed, Quiet, RangeError, Reserved, Resize, Resized, Scope, SecurePageTable, SplitPlan,
+    SplitRefused, TableError, Teardown, Torn, Translation, Turn, Unmapped, Unsettled,
 };

@@ -1,9 +1,9 @@
-//! Changes of one entry: link, map, block, unblock, probe, remove, unlink.
+//! Changes of one entry: link, map, block, unblock, protect, probe, remove, unlink.
 
 use super::{Fenced, Obligation, SecurePageTable, TableError, obligation::ledger, walk::Slot};
 use crate::{
     CacheKey, Entry, External, Fill, Format, Frame, FrameKind, FrameStore, GpaEntry, Hpa, LeafState, Level,
-    Observed, Returned, SideWord, Stamp, TableMemory, Tainted,
+    Observed, Permissions, Returned, SideWord, Stamp, TableMemory, Tainted,
 };
 
 impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
@@ -30,17 +30,17 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         if backing.is_some_and(|hpa| !hpa.is_aligned(at.level())) {
             return Err(TableError::Level { at });
         }
-        let slot = self.slot(at, false)?;
+        let mut slot = self.slot(at, false)?;
         if slot.entry != Entry::Free {
             return Err(occupied(at, &slot));
         }
         let (mirror, pages) = self.draw(at, backing, from)?;
         let donated = self.external.addresses(&pages);
-        if let Err(error) = self.freeze(at, &slot) {
+        if let Err(error) = self.freeze(at, &mut slot) {
             self.restock(mirror, pages, from);
             return Err(error);
         }
-        let free = F::encode(self.config, child, Entry::Free);
+        let free = self.free_below(slot.raw, child);
         self.memory.write_detached(&mirror, |_| free);
         if let Err(refused) = self.external.link(at, backing, pages) {
             self.thaw(&slot);
@@ -67,28 +67,66 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         fill: Fill,
     ) -> Result<(), Returned<TableError<X::Error>, Frame>> {
         let _pin = self.memory.pin();
-        // A page is copied 4 KiB at a time: a larger one would get the content of what follows its source.
-        let largest = if fill == Fill::OnAccept { self.external.max_map() } else { Level::L4K };
-        if page.level() != at.level() || at.level() > largest {
-            return Err(Returned { error: TableError::Level { at }, held: page });
-        }
-        let slot = match self.slot(at, false) {
-            Ok(slot) if slot.entry == Entry::Free => slot,
-            Ok(slot) => return Err(Returned { error: occupied(at, &slot), held: page }),
+        let mut slot = match self.vacancy(at, &page, fill) {
+            Ok(slot) => slot,
             Err(error) => return Err(Returned { error, held: page }),
         };
-        if let Err(error) = self.freeze(at, &slot) {
+        let entry = self.fresh(&slot, &page, fill);
+        if X::TEE {
+            if let Err(error) = self.freeze(at, &mut slot) {
+                return Err(Returned { error, held: page });
+            }
+            if let Err(refused) = self.external.map(at, page, fill) {
+                self.thaw(&slot);
+                return Err(refused.map_error(|error| TableError::External { at, error }));
+            }
+            self.publish(at, &slot, entry);
+        } else if let Err(error) =
+            self.replace(at, &mut slot, |old| F::update(self.config, at.level(), old, entry))
+        {
             return Err(Returned { error, held: page });
         }
-        let hpa = page.hpa();
-        if let Err(refused) = self.external.map(at, page, fill) {
-            self.thaw(&slot);
-            return Err(refused.map_error(|error| TableError::External { at, error }));
-        }
-        let state = if fill == Fill::OnAccept { LeafState::Pending } else { LeafState::Mapped };
-        self.publish(at, &slot, Entry::Leaf { hpa, state, blocked: None });
         self.count_live(slot.table, 1);
         Ok(())
+    }
+
+    /// The free slot at `at`, if `page` may be mapped there.
+    #[inline]
+    pub(super) fn vacancy(
+        &self,
+        at: GpaEntry,
+        page: &Frame,
+        fill: Fill,
+    ) -> Result<Slot, TableError<X::Error>> {
+        // A page is copied 4 KiB at a time: a larger one would get the content of what follows its source.
+        let largest = match fill {
+            Fill::OnAccept => self.external.max_map().min(F::max_leaf(self.config)),
+            Fill::Copy(_) => Level::L4K,
+        };
+        if page.level() != at.level() || at.level() > largest {
+            return Err(TableError::Level { at });
+        }
+        let slot = self.slot(at, false)?;
+        if slot.entry != Entry::Free {
+            return Err(occupied(at, &slot));
+        }
+        if F::inhibited(slot.raw) {
+            return Err(TableError::Inhibited { at });
+        }
+        Ok(slot)
+    }
+
+    /// What the free `slot` says once `page` is mapped there.
+    #[inline]
+    pub(super) fn fresh(&self, slot: &Slot, page: &Frame, fill: Fill) -> Entry {
+        let state = F::fresh(slot.raw, matches!(fill, Fill::Copy(_)));
+        Entry::Leaf { hpa: page.hpa(), state, blocked: None }
+    }
+
+    /// The word of each entry of a new table of `child` entries in the free entry `raw`.
+    #[inline]
+    pub(super) fn free_below(&self, raw: u64, child: Level) -> u64 {
+        F::update(self.config, child, F::with_inhibit(raw, false), Entry::Free)
     }
 
     /// Hides a page or table from the guest. An entry that is blocked already stays as it is and keeps its place
@@ -100,13 +138,14 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// with [`SecurePageTable::link`].
     pub fn block(&self, at: GpaEntry) -> Result<(), TableError<X::Error>> {
         let _pin = self.memory.pin();
-        let slot = self.slot(at, false)?;
+        let mut slot = self.slot(at, false)?;
         match slot.entry {
-            Entry::Table { blocked: None, .. } | Entry::Leaf { blocked: None, .. } => {}
+            Entry::Table { blocked: None, .. } | Entry::Leaf { blocked: None, .. } | Entry::Closed { .. } => {
+            }
             Entry::Table { .. } | Entry::Leaf { .. } => return Ok(()),
             _ => return Err(occupied(at, &slot)),
         }
-        self.freeze(at, &slot)?;
+        self.freeze(at, &mut slot)?;
         if let Err(error) = self.external.block(at) {
             self.thaw(&slot);
             return Err(TableError::External { at, error });
@@ -125,8 +164,8 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// and of the TEE as with [`SecurePageTable::link`].
     pub fn unblock(&self, at: GpaEntry, fence: &Fenced) -> Result<(), TableError<X::Error>> {
         let _pin = self.memory.pin();
-        let slot = self.fenced_slot(at, fence)?;
-        self.freeze_fenced(at, &slot, fence)?;
+        let mut slot = self.fenced_slot(at, fence)?;
+        self.freeze_fenced(at, &mut slot, fence)?;
         if let Err(error) = self.external.unblock(at) {
             self.thaw(&slot);
             return Err(TableError::External { at, error });
@@ -135,22 +174,84 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         Ok(())
     }
 
+    /// Gives the page at `at` other permissions; a blocked page will have them when it is unblocked. Fewer permissions
+    /// hold for a running guest once a later fence has ended (TDX: write-blocking, BW_EPOCH). One walk, one call into
+    /// the TEE.
+    ///
+    /// # Errors
+    ///
+    /// Nothing changed: [`TableError::Permissions`] if the format or the TEE cannot; [`TableError::State`] if `at` is no
+    /// page; and those of the walk, of contention and of the TEE as with [`SecurePageTable::link`].
+    pub fn protect(&self, at: GpaEntry, permissions: Permissions) -> Result<(), TableError<X::Error>> {
+        let _pin = self.memory.pin();
+        let mut slot = self.slot(at, false)?;
+        if !slot.entry.is_leaf() {
+            return Err(occupied(at, &slot));
+        }
+        let impossible = TableError::Permissions { at, asked: permissions };
+        if F::with_permissions(self.config, slot.raw, permissions).is_none() {
+            return Err(impossible);
+        }
+        let to = |old| F::with_permissions(self.config, old, permissions).unwrap_or(old);
+        if !X::TEE {
+            return self.replace(at, &mut slot, to);
+        }
+        self.freeze(at, &mut slot)?;
+        match self.external.protect(at, permissions) {
+            Ok(true) => {
+                self.publish_raw(&slot, to(slot.raw));
+                Ok(())
+            }
+            Ok(false) => {
+                self.thaw(&slot);
+                Err(impossible)
+            }
+            Err(error) => {
+                self.thaw(&slot);
+                Err(TableError::External { at, error })
+            }
+        }
+    }
+
+    /// What the guest may do with the page at `at`, once it is not blocked. One walk.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError::State`] if `at` is no page; and those of the walk as with [`SecurePageTable::link`].
+    pub fn permissions(&self, at: GpaEntry) -> Result<Permissions, TableError<X::Error>> {
+        let _pin = self.memory.pin();
+        let slot = self.slot(at, true)?;
+        if !slot.entry.is_leaf() {
+            return Err(occupied(at, &slot));
+        }
+        Ok(F::permissions(self.config, slot.raw))
+    }
+
     /// Asks the TEE what `at` holds and notes an acceptance that the host could not see. A blocked page keeps the state
-    /// it is known by. One walk, one call into the TEE, which may meet another thread's call on the same entry.
+    /// it is known by. One walk, one call into the TEE, which may meet another thread's call on the same entry. Without
+    /// a TEE it says what the table says.
     ///
     /// # Errors
     ///
     /// Nothing was noted; as [`SecurePageTable::block`], but a free entry can be probed.
     pub fn probe(&self, at: GpaEntry) -> Result<Observed, TableError<X::Error>> {
         let _pin = self.memory.pin();
-        let slot = self.slot(at, false)?;
+        let mut slot = self.slot(at, false)?;
+        if !X::TEE {
+            return match slot.entry {
+                Entry::Free => Ok(Observed::Free),
+                Entry::Table { .. } | Entry::Closed { .. } => Ok(Observed::Table),
+                Entry::Leaf { state, .. } => Ok(Observed::Leaf(state)),
+                Entry::Frozen => Err(TableError::Contended { at }),
+            };
+        }
         let observed = self.external.probe(at).map_err(|error| TableError::External { at, error })?;
         if let (
             Entry::Leaf { hpa, state: LeafState::Pending, blocked: None },
             Observed::Leaf(LeafState::Mapped),
         ) = (slot.entry, observed)
         {
-            self.freeze(at, &slot)?;
+            self.freeze(at, &mut slot)?;
             self.publish(at, &slot, Entry::Leaf { hpa, state: LeafState::Mapped, blocked: None });
         }
         Ok(observed)
@@ -164,9 +265,9 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// Nothing changed: [`TableError::State`] if `at` is no page; else as [`SecurePageTable::unblock`].
     pub fn remove(&self, at: GpaEntry, fence: &Fenced) -> Result<Frame<Tainted>, TableError<X::Error>> {
         let _pin = self.memory.pin();
-        let slot = self.fenced_slot(at, fence)?;
+        let mut slot = self.fenced_slot(at, fence)?;
         let Entry::Leaf { hpa, .. } = slot.entry else { return Err(occupied(at, &slot)) };
-        self.freeze_fenced(at, &slot, fence)?;
+        self.freeze_fenced(at, &mut slot, fence)?;
         if let Err(error) = self.external.unmap(at, hpa) {
             self.thaw(&slot);
             return Err(TableError::External { at, error });
@@ -191,13 +292,13 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     ) -> Result<(), TableError<X::Error>> {
         let _pin = self.memory.pin();
         self.accepts(at, into)?;
-        let slot = self.fenced_slot(at, fence)?;
+        let mut slot = self.fenced_slot(at, fence)?;
         let Entry::Table { hpa, .. } = slot.entry else { return Err(occupied(at, &slot)) };
         let live = self.side(hpa, SideWord::Live);
         if live != 0 {
             return Err(TableError::NotEmpty { at, live });
         }
-        self.freeze_fenced(at, &slot, fence)?;
+        self.freeze_fenced(at, &mut slot, fence)?;
         let backing = self.backing(hpa);
         match self.external.unlink(at, backing) {
             Ok(donated) => {
@@ -230,7 +331,8 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         match slot.entry {
             Entry::Frozen => Err(TableError::Contended { at }),
             Entry::Free => Err(TableError::State { at, found: Entry::Free }),
-            entry if self.covered(entry.blocked(), fence) => Ok(slot),
+            Entry::Closed { .. } => Err(TableError::NotFenced { at }),
+            entry if self.covered(entry.blocked(), &fence.quiet()) => Ok(slot),
             _ => Err(TableError::NotFenced { at }),
         }
     }
@@ -242,11 +344,11 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     pub(super) fn freeze_fenced(
         &self,
         at: GpaEntry,
-        slot: &Slot,
+        slot: &mut Slot,
         fence: &Fenced,
     ) -> Result<(), TableError<X::Error>> {
         self.freeze(at, slot)?;
-        if self.covered(slot.entry.blocked(), fence) {
+        if self.covered(slot.entry.blocked(), &fence.quiet()) {
             return Ok(());
         }
         self.thaw(slot);
@@ -282,11 +384,12 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         let [first, second] = donated.metadata;
         let backing = if first.is_some() { backing } else { None };
         self.set_side(mirror, SideWord::Live, live);
-        self.set_side(mirror, SideWord::External, ledger::word(donated.table));
-        self.set_side(mirror, SideWord::Metadata0, ledger::word(first));
-        self.set_side(mirror, SideWord::Metadata1, ledger::word(second));
-        self.set_side(mirror, SideWord::Backing, ledger::word(backing));
-        self.set_side(mirror, SideWord::Link, 0);
+        if X::TEE {
+            self.set_side(mirror, SideWord::External, ledger::word(donated.table));
+            self.set_side(mirror, SideWord::Metadata0, ledger::word(first));
+            self.set_side(mirror, SideWord::Metadata1, ledger::word(second));
+            self.set_side(mirror, SideWord::Backing, ledger::word(backing));
+        }
     }
 
     /// The host memory that the metadata pages behind a table describe, if it has any.
@@ -295,7 +398,8 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     }
 }
 
-fn occupied<E>(at: GpaEntry, slot: &Slot) -> TableError<E> {
+#[cold]
+pub(super) fn occupied<E>(at: GpaEntry, slot: &Slot) -> TableError<E> {
     match slot.entry {
         Entry::Frozen => TableError::Contended { at },
         found => TableError::State { at, found },

@@ -1,10 +1,11 @@
 //! Tables that left the tree but may still be read by a software walk.
 
-use super::{Quiet, SecurePageTable, TableError};
+use super::{Quiet, SecurePageTable, TableError, resize::FANOUT};
 use crate::{
-    CacheKey, Donated, External, Format, Frame, FrameKind, FrameNeeds, FrameSource, GpaEntry, Hpa, Level,
-    SideWord, TableMemory, Tainted,
+    CacheKey, Donated, Entry, External, Format, Frame, FrameKind, FrameNeeds, FrameSource, Gpa, GpaEntry,
+    HostOwned, Hpa, Level, SideWord, TableMemory, Tainted, Word,
 };
+use core::sync::atomic::Ordering;
 
 /// Unlinked tables waiting for a grace period: any number of them in constant size.
 ///
@@ -16,6 +17,8 @@ pub struct Obligation {
     first: u64,
     count: u32,
     stamp: u64,
+    /// Whether an MMU may still have the tables in its caches, so that a fence is needed and not only a grace period.
+    tlb: bool,
 }
 
 impl Obligation {
@@ -47,41 +50,128 @@ pub struct Unsettled<E> {
 impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// An empty obligation of this table.
     pub const fn obligation(&self) -> Obligation {
-        Obligation { root: self.root, first: 0, count: 0, stamp: 0 }
+        Obligation { root: self.root, first: 0, count: 0, stamp: 0, tlb: false }
     }
 
     /// Turns the tables of `owed` into frames again and gives them to `to`. Says how many of each kind.
     ///
     /// For each table: its mirror page, and each page behind it after a write-back and an overwrite. Time is
-    /// proportional to the number of pages.
+    /// proportional to the number of pages. Of a subtree that was removed whole only the tables are looked at: the guest
+    /// pages stay with whoever lent them and knows them. Use [`SecurePageTable::settle_pages`] to get them as frames.
     ///
     /// # Errors
     ///
-    /// The grace period began before the last table was unlinked, or the TEE refused a write-back: the rest comes
-    /// back and nothing of it was freed.
+    /// The grace period began before the last table was unlinked (or is not a fence where one is needed), or the TEE
+    /// refused a write-back: the rest comes back and nothing of it was freed.
     pub fn settle(
         &self,
         owed: Obligation,
         quiet: &Quiet,
         to: &dyn FrameSource,
     ) -> Result<FrameNeeds, Unsettled<X::Error>> {
+        self.settle_with(owed, quiet, to, None)
+    }
+
+    /// [`SecurePageTable::settle`], handing every guest page of a subtree that was removed whole to `pages`, in no
+    /// particular order. Time is proportional to the entries of those tables.
+    ///
+    /// # Errors
+    ///
+    /// As [`SecurePageTable::settle`].
+    pub fn settle_pages(
+        &self,
+        owed: Obligation,
+        quiet: &Quiet,
+        to: &dyn FrameSource,
+        pages: &mut dyn FnMut(GpaEntry, Frame),
+    ) -> Result<FrameNeeds, Unsettled<X::Error>>
+    where
+        X: HostOwned,
+    {
+        self.settle_with(owed, quiet, to, Some(pages))
+    }
+
+    fn settle_with(
+        &self,
+        owed: Obligation,
+        quiet: &Quiet,
+        to: &dyn FrameSource,
+        mut pages: Option<&mut dyn FnMut(GpaEntry, Frame)>,
+    ) -> Result<FrameNeeds, Unsettled<X::Error>> {
         let mut rest = owed;
         let mut settled = FrameNeeds::NONE;
-        let covered = rest.root == self.root && quiet.root == self.root && quiet.stamp >= rest.stamp;
+        let ours = rest.root == self.root && quiet.root == self.root;
+        let covered = ours && quiet.stamp >= rest.stamp && (quiet.tlb || !rest.tlb);
         if !covered && !rest.is_empty() {
             return Err(Unsettled { settled, rest, error: None });
         }
+        // Each turn frees one table. A subtree adds its tables to the chain as it is met, and is finite.
         while rest.count > 0 {
             let mirror = Hpa::truncate(rest.first);
-            if let Err(error) = self.release(mirror, to, &mut settled) {
+            if X::TEE
+                && let Err(error) = self.release(mirror, to, &mut settled)
+            {
                 return Err(Unsettled { settled, rest, error: Some(error) });
             }
             rest.first = self.side(mirror, SideWord::Link);
             rest.count = rest.count.saturating_sub(1);
-            settled[FrameKind::MirrorTable] = settled[FrameKind::MirrorTable].saturating_add(1);
-            to.give(FrameKind::MirrorTable, Frame::from_ledger(mirror, Level::L4K));
+            if !X::TEE
+                && let Some(base) = place::at(self.side(mirror, SideWord::Place))
+            {
+                self.unfold(base, mirror, &mut rest, to, &mut settled, &mut pages);
+            }
+            free_table(mirror, to, &mut settled);
         }
         Ok(settled)
+    }
+
+    /// Takes what a removed table names out of it: its tables into the chain, its pages to `pages`.
+    fn unfold(
+        &self,
+        base: GpaEntry,
+        mirror: Hpa,
+        rest: &mut Obligation,
+        to: &dyn FrameSource,
+        settled: &mut FrameNeeds,
+        pages: &mut Option<&mut dyn FnMut(GpaEntry, Frame)>,
+    ) {
+        let level = base.level();
+        if level == Level::L4K && pages.is_none() {
+            return;
+        }
+        // Nobody looks into tables of 4 KiB entries unless somebody asks for their pages: no need to chain them.
+        let at_once = level == Level::L2M && pages.is_none();
+        for index in 0..FANOUT {
+            let entry = F::decode(
+                self.config,
+                level,
+                self.memory.load(mirror, Word::Entry(index), Ordering::Relaxed),
+            );
+            match entry {
+                Entry::Table { hpa, .. } | Entry::Closed { hpa, .. } if at_once => {
+                    free_table(hpa, to, settled);
+                }
+                Entry::Table { hpa, .. } | Entry::Closed { hpa, .. } => {
+                    if let Some(below) = sibling(base, index).child(0) {
+                        self.set_side(hpa, SideWord::Place, place::word(below));
+                        self.push(hpa, rest);
+                    }
+                }
+                Entry::Leaf { hpa, .. } => {
+                    if let Some(pages) = pages {
+                        pages(sibling(base, index), Frame::from_ledger(hpa, level));
+                    }
+                }
+                Entry::Free | Entry::Frozen => {}
+            }
+        }
+    }
+
+    /// Adds a table to the chain.
+    fn push(&self, table: Hpa, into: &mut Obligation) {
+        self.set_side(table, SideWord::Link, into.first);
+        into.first = table.raw();
+        into.count = into.count.saturating_add(1);
     }
 
     /// Gives back the pages behind one unlinked table, clearing each ledger word as its page leaves.
@@ -129,11 +219,46 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
                 self.set_side(mirror, word, 0);
             }
         }
-        self.set_side(mirror, SideWord::Link, into.first);
-        into.first = mirror.raw();
-        into.count = into.count.saturating_add(1);
+        self.push(mirror, into);
         into.stamp = self.stamp();
         verdict
+    }
+
+    /// Adds a table without a TEE behind it: one that is empty or whose entries live on elsewhere, or, with `below`,
+    /// a whole subtree whose first entry is `below`. `tlb` if an MMU may still have it cached.
+    pub(super) fn shed(&self, table: Hpa, below: Option<GpaEntry>, tlb: bool, into: &mut Obligation) {
+        self.set_side(table, SideWord::Place, below.map_or(0, place::word));
+        self.push(table, into);
+        into.tlb |= tlb;
+        into.stamp = self.stamp();
+    }
+}
+
+/// The entry `index` places after `base` in a table that begins there.
+fn sibling(base: GpaEntry, index: u16) -> GpaEntry {
+    let offset = u64::from(index) << base.level().shift();
+    GpaEntry::containing(Gpa::truncate(base.gpa().raw() | offset), base.level())
+}
+
+fn free_table(mirror: Hpa, to: &dyn FrameSource, settled: &mut FrameNeeds) {
+    settled[FrameKind::MirrorTable] = settled[FrameKind::MirrorTable].saturating_add(1);
+    to.give(FrameKind::MirrorTable, Frame::from_ledger(mirror, Level::L4K));
+}
+
+/// How a side word names the first entry of a table that was removed with all below it.
+mod place {
+    use crate::{Gpa, GpaEntry, Level};
+
+    const SOME: u64 = 1 << 11;
+
+    pub(super) fn word(first: GpaEntry) -> u64 {
+        first.gpa().raw() | SOME | u64::from(first.level().raw())
+    }
+
+    pub(super) fn at(word: u64) -> Option<GpaEntry> {
+        let [low, ..] = word.to_le_bytes();
+        let level = Level::new(low & 7).filter(|_| word & SOME != 0)?;
+        Some(GpaEntry::containing(Gpa::truncate(word), level))
     }
 }
 
