@@ -29,7 +29,6 @@ mod wrappers {
 
     /// TDH.MEM.PAGE.DEMOTE.
     #[inline(never)]
-    #[expect(clippy::result_large_err, reason = "the error gives back up to six frames")]
     fn example_demote(
         t: &Instruction,
         td: Tdr,

@@ -113,7 +113,6 @@
         clippy::arithmetic_side_effects,
         clippy::indexing_slicing,
         clippy::panic,
-        clippy::result_large_err,
         clippy::unwrap_used,
         reason = "a test may fail by panicking"
     )

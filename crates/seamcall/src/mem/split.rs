@@ -139,7 +139,6 @@ impl DemotePages {
 ///
 /// Source: TDX module ABI, TDH.MEM.PAGE.DEMOTE; `src/vmm_dispatcher/api_calls/tdh_mem_page_demote.c`.
 #[inline]
-#[expect(clippy::result_large_err, reason = "the error gives back up to six frames")]
 pub fn page_demote<T: Transport + ?Sized>(
     t: &T,
     td: Tdr,

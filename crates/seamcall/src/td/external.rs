@@ -179,7 +179,7 @@ impl<T: Transport, S: Shootdown, L: TreeLock, O: Observe> External for Td<T, S, 
             return Ok(());
         };
         let Some(region) = region else { return Err(Returned { error: cause.into(), held: pages }) };
-        let error = match self.retried(|| phymem::pamt_remove(&self.transport, region)) {
+        let error = match self.completed(|| phymem::pamt_remove(&self.transport, region)) {
             Ok(_) => {
                 pages.pair_tainted = true;
                 cause.into()
@@ -201,7 +201,7 @@ impl<T: Transport, S: Shootdown, L: TreeLock, O: Observe> External for Td<T, S, 
         let removed = self.exclusive(|| mem::sept_remove(&self.transport, self.tdr(), at))?;
         let mut metadata = [None; 2];
         if let (true, Some(region)) = (self.wants_pair(at, backing), backing) {
-            metadata = match self.retried(|| phymem::pamt_remove(&self.transport, region)) {
+            metadata = match self.completed(|| phymem::pamt_remove(&self.transport, region)) {
                 Ok(pair) => pair.map(Some),
                 // Then none came with this table; whoever remembers one will miss it.
                 Err(error) if error.status.is(Status::NO_PAMT_PAGE_PAIR) => [None; 2],

@@ -3,7 +3,6 @@
     clippy::unwrap_used,
     clippy::arithmetic_side_effects,
     clippy::panic,
-    clippy::result_large_err,
     reason = "a test may fail by panicking"
 )]
 
