@@ -4,7 +4,7 @@
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use seamcall::exit::{Exit, ExitReason, MapGpaReply, exit_reason, exit_vm};
-use seamcall::{EptViolation, MapGpa, Regs, Status};
+use seamcall::{EptViolation, GuestRegs, MapGpa, Regs, Status};
 use sept_core::{Gpa, TdxConfig};
 
 #[derive(Arbitrary, Debug)]
@@ -83,6 +83,14 @@ fuzz_target!(|input: Input| {
         assert_eq!(u64::from(reason.raw()), out.rax);
         assert_eq!(ExitReason::new(reason.raw()), reason);
     }
-    let retry = MapGpaReply::Retry(Gpa::truncate(out.r12)).registers();
-    assert_eq!(retry.0, 1);
+    let reply = MapGpaReply::Retry(Gpa::truncate(out.r12));
+    let (r10, r11) = reply.registers();
+    assert_eq!((r10, r11), (1, Gpa::truncate(out.r12).raw()));
+    // The answer takes two registers, and leaves what the decoders read of the others.
+    let Regs { rax, rcx, rdx, r8, r9, r12, r13, .. } = out;
+    let guest =
+        GuestRegs { rax, rcx, rdx, rbx: input.r10, rbp: input.r11, r8, r9, r12, r13, ..GuestRegs::new() };
+    let next = guest.with_reply(reply);
+    assert_eq!(next.regs(), Regs { r10, r11, ..out });
+    assert_eq!(GuestRegs { r10: 0, r11: 0, ..next }, guest);
 });

@@ -14,10 +14,11 @@
 //! | [`export`] | TDH.EXPORT.BLOCKW, UNBLOCKW: write-blocking for migration |
 //! | [`ranges`] | loops over leaves: write-back, reclaim, build, resumption |
 //! | [`dpamt`] | which regions have a Dynamic PAMT page pair |
-//! | [`exit`] | what a guest asks for |
+//! | [`exit`] | what a guest asks for: the exits of [`vp::enter`] |
 //! | [`adapter`] | transports around a transport: entropy retry, missing features, recording, faults |
 //!
-//! Every function takes a [`Transport`]: the instruction, a model of the module, or an adapter around either.
+//! Every function takes a [`Transport`]: the instruction, a model of the module, or an adapter around either. [`vp::enter`]
+//! takes a [`VpEnter`], a transport that can exchange all registers with a guest.
 //!
 //! # A TD behind a page table
 //!

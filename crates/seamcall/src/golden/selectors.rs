@@ -116,3 +116,32 @@ fn the_first_field() {
         expected
     );
 }
+
+/// Numbers and names of the leaves without a wrapper, and that no two are one.
+#[test]
+fn names() {
+    for (number, name) in [
+        (27, "TDH.MNG.KEY.RECLAIMID"),
+        (48, "TDH.SERVTD.BIND"),
+        (64, "TDH.EXPORT.ABORT"),
+        (74, "TDH.EXPORT.STATE.VP"),
+        (87, "TDH.IMPORT.STATE.VP"),
+        (92, "TDH.MEM.SCAN.RANGE"),
+        (95, "TDH.MEM.SCAN.RESET"),
+        (96, "TDH.MIG.STREAM.CREATE"),
+        (97, "TDH.SERVTD.REBIND"),
+        (128, "TDH.IOMMU.SETREG"),
+        (158, "TDH.MMIO.MAP"),
+        (163, "TDH.MEM.SHARED.SEPT.WR"),
+        (166, "TDH.DEVIF.MT.RD"),
+    ] {
+        assert_eq!(crate::Leaf::new(number).name(), Some(name));
+    }
+    for absent in [46, 54, 141, 149, 167, 0xfe] {
+        assert_eq!(crate::Leaf::new(absent).name(), None);
+    }
+    let mut names: Vec<_> = crate::Leaf::ALL.iter().map(|leaf| leaf.name()).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), crate::Leaf::ALL.len());
+}
