@@ -54,8 +54,8 @@ mod leaves {
             mem::page_add::<I>, _, _, _, _;
             mem::page_aug::<I>, _, _, _;
             mem::page_demote::<I>, _, _, _, _;
-            mem::page_promote::<I>, _, _, _;
-            mem::page_promote_v1::<I>, _, _, _;
+            mem::page_promote::<I>, _, _;
+            mem::page_promote_v1::<I>, _, _;
             mem::page_relocate::<I>, _, _, _;
             mem::page_remove::<I>, _, _;
             mem::range_block::<I>, _, _;

@@ -218,6 +218,7 @@ pub fn wr<T: Transport + ?Sized>(
 ///
 /// Source: TDX module ABI, TDH.VP.ENTER; `tdh_vp_enter.c` of module 1.5.01.
 #[inline]
+#[must_use = "the guest has exited, and its registers say why"]
 #[expect(
     unsafe_code,
     reason = "a guest runs on this CPU, and its extended state and MSRs are gone afterwards"

@@ -336,6 +336,17 @@ fn split_without_its_pair_makes_no_call() {
 }
 
 #[test]
+fn split_of_a_larger_page_takes_no_pair() {
+    let td = dynamic(Script::new());
+    let pages = td.gather(two_mib(), Some(hpa(BACKING)), &mut shelf()).unwrap();
+    let back = td.split(entry(0x4000_0000, Level::L1G), pages).unwrap_err();
+    assert!(td.transport().calls().is_empty());
+    let mut store = Shelf::default();
+    td.scatter(back.held, &mut |_| panic!("clean"), &mut store);
+    assert_eq!(store.0.len(), 3);
+}
+
+#[test]
 fn a_page_that_cannot_be_written_back_is_lost_and_heard() {
     let script = (0..4).fold(Script::new(), |script, _| script.status(RESTARTABLE));
     let td = td(script.status(0xc000_0300_0000_0001));
