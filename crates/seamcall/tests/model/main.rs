@@ -8,6 +8,7 @@
 
 mod adapters;
 mod bench;
+mod dpamt;
 mod enter;
 mod life;
 #[cfg(feature = "std")]
