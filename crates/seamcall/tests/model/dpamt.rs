@@ -17,10 +17,11 @@ struct Pool {
 
 impl FrameSource for Pool {
     fn take(&self, kind: FrameKind, _: Hpa) -> Option<Frame> {
-        let mut next = self.next.borrow_mut();
-        let (index, first) = if kind == FrameKind::TeeTable { (0, BASE) } else { (1, BASE + 0x3f00_0000) };
-        let page = first + next[index] * 0x1000;
-        next[index] += 1;
+        let [tables, metadata] = &mut *self.next.borrow_mut();
+        let (next, first) =
+            if kind == FrameKind::TeeTable { (tables, BASE) } else { (metadata, BASE + 0x3f00_0000) };
+        let page = first + *next * 0x1000;
+        *next += 1;
         Some(frame(page, Level::L4K))
     }
 
