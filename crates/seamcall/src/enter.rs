@@ -11,9 +11,9 @@
 //!
 //! `RBP` is special. A guest may choose it, and so see the host's, unless the TD was made with
 //! [`ConfigFlags::NO_RBP_MOD`](crate::ConfigFlags::NO_RBP_MOD), where the module can do that
-//! ([`Features0::NO_RBP_MOD`](crate::Features0::NO_RBP_MOD)). Module 1.5.01 zeroes it after every other exit even then.
-//! Here it is a value like the others: the guest sees what is in [`GuestRegs::rbp`], and [`Instruction`](crate::Instruction)
-//! restores its caller's.
+//! ([`Features0::NO_RBP_MOD`](crate::Features0::NO_RBP_MOD)). Module 1.5.01 zeroes it after every other exit even
+//! then. Here it is a value like the others: the guest sees what is in [`GuestRegs::rbp`], and
+//! [`Instruction`](crate::Instruction) restores its caller's.
 //!
 //! A host that makes this call by its own code takes [`vp::enter_operand`](crate::vp::enter_operand) for `RCX`, and
 //! reads what comes back with [`exit`](crate::exit) all the same.
@@ -29,8 +29,8 @@ bitflags! {
     /// Source: `include/tdx_api_defs.h` of the module, `vcpu_and_flags_t`.
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
     pub struct EnterFlags: u64 {
-        /// Host recoverability hint: the host dealt with the cause of the last exit. Only after an exit that was trap-like
-        /// (`CROSS_TD_TRAP`, `HOST_PRIORITY_BUSY_TIMEOUT`); the guest finds the hint in its status.
+        /// Host recoverability hint: the host dealt with the cause of the last exit. Only after an exit that was
+        /// trap-like (`CROSS_TD_TRAP`, `HOST_PRIORITY_BUSY_TIMEOUT`); the guest finds the hint in its status.
         const HOST_RECOVERABILITY_HINT = 1 << 52;
         /// Enter L1, where an L2 VM had been running.
         const RESUME_L1 = 1 << 53;
@@ -119,8 +119,8 @@ impl EnterCall {
 
 /// A [`Transport`] that can enter a TD. Object safe; any CPU may call.
 pub trait VpEnter: Transport {
-    /// Enters the vCPU that `call` names and returns the registers as the module left them, when the guest has exited or
-    /// the entry was refused.
+    /// Enters the vCPU that `call` names and returns the registers as the module left them, when the guest has exited
+    /// or the entry was refused.
     fn enter(&self, call: EnterCall) -> GuestRegs;
 }
 

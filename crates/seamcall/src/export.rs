@@ -54,11 +54,11 @@ impl fmt::Debug for GpaList<'_> {
 ///
 /// # Errors
 ///
-/// Comes with the list to go on with, which is what is left of it: after `INTERRUPTED_RESUMABLE` from the entry that is next,
-/// after `OPERAND_INVALID|GPA_LIST_ENTRY` from the entry that is malformed. In check order: the common errors of
-/// [`mem`](crate::mem) up to the tree lock, without those of an entry operand; `OPERAND_INVALID|RCX` (the list); then entry
-/// by entry `OPERAND_INVALID|GPA_LIST_ENTRY` or `INTERRUPTED_RESUMABLE`. A page that cannot be blocked is no error but a
-/// status in its entry; a busy one has the host-priority flag now, as after any refused call
+/// Comes with the list to go on with, which is what is left of it: after `INTERRUPTED_RESUMABLE` from the entry that
+/// is next, after `OPERAND_INVALID|GPA_LIST_ENTRY` from the entry that is malformed. In check order: the common errors
+/// of [`mem`](crate::mem) up to the tree lock, without those of an entry operand; `OPERAND_INVALID|RCX` (the list);
+/// then entry by entry `OPERAND_INVALID|GPA_LIST_ENTRY` or `INTERRUPTED_RESUMABLE`. A page that cannot be blocked is
+/// no error but a status in its entry; a busy one has the host-priority flag now, as after any refused call
 /// ([`SeamcallError::is_entry_busy`]).
 ///
 /// Source: TDX module ABI, TDH.EXPORT.BLOCKW; `tdh_export_blockw.c` of module 1.5.01.

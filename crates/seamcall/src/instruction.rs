@@ -3,8 +3,8 @@
 use crate::{Call, EnterCall, GuestRegs, Regs, Status, Transport, VpEnter};
 use core::{arch::asm, mem::offset_of, ptr};
 
-/// The entry of the table for an instruction at `2` that is resumed at `3`. Retained: nothing refers to the table, and a
-/// linker that collects what is not referred to would drop it.
+/// The entry of the table for an instruction at `2` that is resumed at `3`. Retained: nothing refers to the table, and
+/// a linker that collects what is not referred to would drop it.
 #[cfg(not(any(windows, target_os = "uefi", target_vendor = "apple")))]
 macro_rules! extable {
     () => {
@@ -28,8 +28,8 @@ macro_rules! extable {
 ///
 /// VMfailInvalid comes back as [`Status::VM_FAIL_INVALID`]. A fault (`#UD` outside VMX operation, `#GP` where the BIOS
 /// did not enable TDX) is for the host's handler: the ELF section `refolio_seamcall_extable` holds, for each copy of
-/// the instruction, two 32-bit offsets, each relative to its own address: of the instruction, and of where to
-/// resume. A handler that finds its `RIP` there puts [`Status::TRAP_UD`] or [`Status::TRAP_GP`] into `RAX` and resumes. The
+/// the instruction, two 32-bit offsets, each relative to its own address: of the instruction, and of where to resume.
+/// A handler that finds its `RIP` there puts [`Status::TRAP_UD`] or [`Status::TRAP_GP`] into `RAX` and resumes. The
 /// section has the flag `SHF_GNU_RETAIN`; a linker script of the host's own must keep it too.
 ///
 /// As [`VpEnter`], it restores its caller's `RBX` and `RBP`, and counts every register that a call may change as lost.
@@ -98,10 +98,11 @@ impl VpEnter for Instruction {
         #[expect(unsafe_code, reason = "there is no other way to say SEAMCALL")]
         // SAFETY:
         // * The instruction may be executed here: `Instruction::new` was told so.
-        // * Memory: `vp::enter`, which alone builds the call, was told what a guest may do. The registers are in `regs`,
-        //   which nobody else has.
-        // * Registers: `RBX` and `RBP` are saved and restored, all other general registers are outputs, the extended state
-        //   is clobbered. `MXCSR` and the x87 control word come back as after a reset, which is what Rust expects.
+        // * Memory: `vp::enter`, which alone builds the call, was told what a guest may do. The registers are in
+        //   `regs`, which nobody else has.
+        // * Registers: `RBX` and `RBP` are saved and restored, all other general registers are outputs, the extended
+        //   state is clobbered. `MXCSR` and the x87 control word come back as after a reset, which is what Rust
+        //   expects.
         // * Stack: as much is popped as was pushed, and the module leaves `RSP` alone.
         unsafe {
             asm!(

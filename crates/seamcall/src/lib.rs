@@ -17,8 +17,8 @@
 //! | [`exit`] | what a guest asks for: the exits of [`vp::enter`] |
 //! | [`adapter`] | transports around a transport: entropy retry, missing features, recording, faults |
 //!
-//! Every function takes a [`Transport`]: the instruction, a model of the module, or an adapter around either. [`vp::enter`]
-//! takes a [`VpEnter`], a transport that can exchange all registers with a guest.
+//! Every function takes a [`Transport`]: the instruction, a model of the module, or an adapter around either.
+//! [`vp::enter`] takes a [`VpEnter`], a transport that can exchange all registers with a guest.
 //!
 //! # A TD behind a page table
 //!

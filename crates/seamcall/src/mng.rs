@@ -34,8 +34,8 @@
 //! }
 //! ```
 //!
-//! All but [`rd`], [`rd_next`], [`read`] and [`wr`] lock the TDR exclusively, so a running vCPU (which holds it shared) makes them
-//! busy.
+//! All but [`rd`], [`rd_next`], [`read`] and [`wr`] lock the TDR exclusively, so a running vCPU (which holds it
+//! shared) makes them busy.
 
 use crate::operand::{give_page, invoke};
 use crate::{FieldId, FieldValue, Hkid, Leaf, Operand, Regs, SeamcallError, Status, TdField, Tdr, Transport};
@@ -104,8 +104,8 @@ pub fn key_config<T: Transport + ?Sized>(t: &T, td: Tdr) -> Result<KeyConfig, Se
 
 /// TDH.MNG.ADDCX (1): adds one page to the TD's control structure (TDCS). Six, and one more for each L2 VM.
 ///
-/// Operands: `RCX` page, `RDX` TDR. Lifecycle KEYS_CONFIGURED, op state UNINITIALIZED. The fourth page is the root of the
-/// S-EPT.
+/// Operands: `RCX` page, `RDX` TDR. Lifecycle KEYS_CONFIGURED, op state UNINITIALIZED. The fourth page is the root of
+/// the S-EPT.
 ///
 /// # Errors
 ///
@@ -135,12 +135,13 @@ pub fn addcx<T: Transport + ?Sized>(
 /// # Errors
 ///
 /// In check order: `LIMIT_CPUID_MAXVAL_SET`; TDR page errors on `RCX`; `TD_FATAL`; `TD_KEYS_NOT_CONFIGURED`;
-/// `TDCS_NOT_ALLOCATED`; `OP_STATE_INCORRECT`; `OPERAND_INVALID|RDX`; then `OPERAND_INVALID` with the field as operand:
-/// `ATTRIBUTES`, `XFAM`, `MAX_VCPUS`, `NUM_L2_VMS` (and `TDCS_NOT_ALLOCATED` for too few pages), `RDX` (reserved fields),
-/// `CONFIG_FLAGS`, `EPTP_CONTROLS`, `TSC_FREQUENCY` (and `INCONSISTENT_MSR`), `CPUID_CONFIG`,
+/// `TDCS_NOT_ALLOCATED`; `OP_STATE_INCORRECT`; `OPERAND_INVALID|RDX`; then `OPERAND_INVALID` with the field as
+/// operand: `ATTRIBUTES`, `XFAM`, `MAX_VCPUS`, `NUM_L2_VMS` (and `TDCS_NOT_ALLOCATED` for too few pages), `RDX`
+/// (reserved fields), `CONFIG_FLAGS`, `EPTP_CONTROLS`, `TSC_FREQUENCY` (and `INCONSISTENT_MSR`), `CPUID_CONFIG`,
 /// `IA32_ARCH_CAPABILITIES_CONFIG`.
 ///
-/// Source: TDX module ABI, TDH.MNG.INIT; `tdh_mng_init.c` of module 1.5.01. Module 2.0 also reads `R8`, which is 0 here.
+/// Source: TDX module ABI, TDH.MNG.INIT; `tdh_mng_init.c` of module 1.5.01. Module 2.0 also reads `R8`, which is 0
+/// here.
 #[inline]
 pub fn init<T: Transport + ?Sized>(t: &T, td: Tdr, params: Hpa) -> Result<(), SeamcallError> {
     invoke(t, Leaf::MNG_INIT, Regs { rdx: params.raw(), ..on_tdr(td) }).map(drop)
@@ -152,8 +153,8 @@ pub fn init<T: Transport + ?Sized>(t: &T, td: Tdr, params: Hpa) -> Result<(), Se
 ///
 /// # Errors
 ///
-/// In check order: TDR page errors on `RCX`; `OPERAND_BUSY|KOT`; `LIFECYCLE_STATE_INCORRECT`; `FLUSHVP_NOT_DONE` while a
-/// vCPU is still associated with a CPU: [`vp::flush`](crate::vp::flush) it there.
+/// In check order: TDR page errors on `RCX`; `OPERAND_BUSY|KOT`; `LIFECYCLE_STATE_INCORRECT`; `FLUSHVP_NOT_DONE` while
+/// a vCPU is still associated with a CPU: [`vp::flush`](crate::vp::flush) it there.
 ///
 /// Source: TDX module ABI, TDH.MNG.VPFLUSHDONE; `tdh_mng_vpflushdone.c` of module 1.5.01.
 #[inline]
@@ -193,8 +194,8 @@ pub fn rd<T: Transport + ?Sized>(t: &T, td: Tdr, field: FieldId) -> Result<u64, 
 
 /// TDH.MNG.RD (11), version 1: reads a metadata field, and says which comes next (`None` after the last).
 ///
-/// Operands: `RCX` TDR, `RDX` field id. Outputs: `R8`, `RDX`. State as [`rd`]. [`FieldId::NONE`] asks for the first field
-/// (`METADATA_FIRST_FIELD_ID_IN_CONTEXT`, informational): the value is 0.
+/// Operands: `RCX` TDR, `RDX` field id. Outputs: `R8`, `RDX`. State as [`rd`]. [`FieldId::NONE`] asks for the first
+/// field (`METADATA_FIRST_FIELD_ID_IN_CONTEXT`, informational): the value is 0.
 ///
 /// # Errors
 ///

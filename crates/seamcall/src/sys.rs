@@ -78,8 +78,8 @@ pub unsafe fn config<T: Transport + ?Sized>(
 /// TDH.SYS.CONFIG (45), version 1: as [`config`], and turns on what has to be asked for.
 ///
 /// Operands: as [`config`], and `R9` bits of [`Features0`]: those of [`Features0::NON_BLOCKING_EXPORT`],
-/// [`Features0::UPDATE_COMPATIBILITY`] and [`Features0::TDID_VMID`] that the module has and the host wants. Module state as
-/// [`config`].
+/// [`Features0::UPDATE_COMPATIBILITY`] and [`Features0::TDID_VMID`] that the module has and the host wants. Module
+/// state as [`config`].
 ///
 /// # Errors
 ///
@@ -190,8 +190,8 @@ pub fn info<T: Transport + ?Sized>(t: &T, buffer: &mut Frame) -> Result<InfoSize
 
 /// TDH.SYS.RDALL (37): writes all metadata fields from `first` on into `buffer`, a 4 KiB page of shared memory.
 ///
-/// Operands: `RDX` buffer, `R8` first field id ([`FieldId::NONE`] for all). Output: `R8` the field to go on with, `None`
-/// after the last. Any module state, on a CPU that is initialised.
+/// Operands: `RDX` buffer, `R8` first field id ([`FieldId::NONE`] for all). Output: `R8` the field to go on with,
+/// `None` after the last. Any module state, on a CPU that is initialised.
 ///
 /// # Errors
 ///
@@ -259,8 +259,9 @@ pub fn update<T: Transport + ?Sized>(t: &T) -> Result<(), SeamcallError> {
 ///
 /// # Errors
 ///
-/// In check order: `OPERAND_INVALID|R9` (a bit that the module does not have), those of [`update`], `OPERAND_INVALID|R9` (the
-/// module before this one exported in another way). A module without version 1 answers `OPERAND_INVALID|RAX`.
+/// In check order: `OPERAND_INVALID|R9` (a bit that the module does not have), those of [`update`],
+/// `OPERAND_INVALID|R9` (the module before this one exported in another way). A module without version 1 answers
+/// `OPERAND_INVALID|RAX`.
 ///
 /// Source: TDX module ABI, TDH.SYS.UPDATE; `tdh_sys_update.c` of module 1.5.34.
 #[inline]

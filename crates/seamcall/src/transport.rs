@@ -1,8 +1,8 @@
 //! The one way into the TDX module: a register file in, a register file out, both by value.
 //!
-//! A [`Transport`] is the instruction, a model of the module, or an adapter around another transport. Wrappers build
-//! a [`Call`]; nobody else can, so making a call is safe. Registers go in by value and come out as a new value: a
-//! retry repeats the call it was asked for and never what an earlier attempt left behind. The one leaf that exchanges more
+//! A [`Transport`] is the instruction, a model of the module, or an adapter around another transport. Wrappers build a
+//! [`Call`]; nobody else can, so making a call is safe. Registers go in by value and come out as a new value: a retry
+//! repeats the call it was asked for and never what an earlier attempt left behind. The one leaf that exchanges more
 //! registers with a guest, TDH.VP.ENTER, has a trait and a register file of its own: [`VpEnter`](crate::VpEnter).
 
 /// The registers a SEAMCALL leaf reads and writes (`RAX`, `RCX`, `RDX`, `R8` to `R13`).
@@ -47,7 +47,8 @@ impl Call {
     ///
     /// * On hardware the module acts on memory by physical address. The caller vouches that every page this call may
     ///   make private, overwrite or remove is its own to give.
-    /// * The leaf is not TDH.VP.ENTER, which exchanges registers that are not in [`Regs`]; see [`VpEnter`](crate::VpEnter).
+    /// * The leaf is not TDH.VP.ENTER, which exchanges registers that are not in [`Regs`]; see
+    ///   [`VpEnter`](crate::VpEnter).
     #[must_use]
     #[expect(unsafe_code, reason = "raw registers can name any memory")]
     pub const unsafe fn from_regs(regs: Regs) -> Self {

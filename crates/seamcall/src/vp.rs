@@ -134,13 +134,13 @@ pub fn flush<T: Transport + ?Sized>(t: &T, vcpu: Tdvpr) -> Result<(), SeamcallEr
 
 /// TDH.VP.RD (26), version 0: reads a metadata field of the vCPU.
 ///
-/// Operands: `RCX` TDVPR (locked shared), `RDX` field id. Output: `R8`. State: all control pages there; the vCPU becomes
-/// associated with the calling CPU.
+/// Operands: `RCX` TDVPR (locked shared), `RDX` field id. Output: `R8`. State: all control pages there; the vCPU
+/// becomes associated with the calling CPU.
 ///
 /// # Errors
 ///
-/// In check order: TDVPR page errors on `RCX`; `OPERAND_BUSY|TDR`; TD state errors; `TDCX_NUM_INCORRECT`; what keeps the
-/// vCPU off this CPU (`VCPU_STATE_INCORRECT`, `VCPU_ASSOCIATED` with another one); `METADATA_FIELD_ID_INCORRECT`;
+/// In check order: TDVPR page errors on `RCX`; `OPERAND_BUSY|TDR`; TD state errors; `TDCX_NUM_INCORRECT`; what keeps
+/// the vCPU off this CPU (`VCPU_STATE_INCORRECT`, `VCPU_ASSOCIATED` with another one); `METADATA_FIELD_ID_INCORRECT`;
 /// `METADATA_FIELD_NOT_READABLE`.
 ///
 /// Source: TDX module ABI, TDH.VP.RD; `tdh_vp_rd_wr.c` of module 1.5.01.
@@ -193,9 +193,9 @@ pub fn wr<T: Transport + ?Sized>(
 
 /// TDH.VP.ENTER (0): runs the guest on the calling CPU until it exits.
 ///
-/// Operands: `RCX` TDVPR and `flags`, the other registers of `guest` as the [protocol](crate::GuestRegs) says; its `rax` and
-/// `rcx` are not used. Outputs: all of them. Op states RUNNABLE, LIVE_EXPORT, LIVE_IMPORT; vCPU initialised, and on
-/// this CPU or none. The TDR and the TDVPR are locked shared while the guest is inside.
+/// Operands: `RCX` TDVPR and `flags`, the other registers of `guest` as the [protocol](crate::GuestRegs) says; its
+/// `rax` and `rcx` are not used. Outputs: all of them. Op states RUNNABLE, LIVE_EXPORT, LIVE_IMPORT; vCPU initialised,
+/// and on this CPU or none. The TDR and the TDVPR are locked shared while the guest is inside.
 ///
 /// What comes back is no `Result`: most entries end in a TD exit, which is a success with a reason. Hand it to
 /// [`Exit::decode`](crate::exit::Exit::decode).
@@ -204,16 +204,17 @@ pub fn wr<T: Transport + ?Sized>(
 ///
 /// As [`Exit::Status`](crate::exit::Exit::Status), with nothing but `RAX` changed. In check order:
 /// `LIMIT_CPUID_MAXVAL_SET`; `OPERAND_INVALID|RCX`; TDVPR page errors on `RCX`; `OPERAND_BUSY|TDR`; TD state errors;
-/// `TDCX_NUM_INCORRECT`; `VCPU_STATE_INCORRECT`; `VCPU_ASSOCIATED` with another CPU; `OPERAND_INVALID|RCX` (a flag that does
-/// not fit the last exit); `INCONSISTENT_MSR`, `TSC_ROLLBACK`, `INCORRECT_MSR_VALUE`; `OPERAND_BUSY|TD_EPOCH` (a TRACK is
-/// under way: enter again); `OPERAND_BUSY|SEPT_TREE` (the module looks into repeated faults: enter again).
+/// `TDCX_NUM_INCORRECT`; `VCPU_STATE_INCORRECT`; `VCPU_ASSOCIATED` with another CPU; `OPERAND_INVALID|RCX` (a flag
+/// that does not fit the last exit); `INCONSISTENT_MSR`, `TSC_ROLLBACK`, `INCORRECT_MSR_VALUE`;
+/// `OPERAND_BUSY|TD_EPOCH` (a TRACK is under way: enter again); `OPERAND_BUSY|SEPT_TREE` (the module looks into
+/// repeated faults: enter again).
 ///
 /// # Safety
 ///
 /// * While the guest runs it reads and writes what is mapped for it as shared memory, like a device that does DMA.
-/// * Afterwards the extended state that the TD's XFAM covers is as after a reset (but the `XMM` registers that the guest
-///   chose in TDG.VP.VMCALL), and so are the debug registers and the MSRs that the ABI lists as not preserved. The
-///   caller needs none of them, or has saved them and restores them before anything relies on them.
+/// * Afterwards the extended state that the TD's XFAM covers is as after a reset (but the `XMM` registers that the
+///   guest chose in TDG.VP.VMCALL), and so are the debug registers and the MSRs that the ABI lists as not preserved.
+///   The caller needs none of them, or has saved them and restores them before anything relies on them.
 /// * Before a TDG.VP.VMCALL is answered, what is in `guest` and in the `XMM` registers may be shown to the guest.
 ///
 /// Source: TDX module ABI, TDH.VP.ENTER; `tdh_vp_enter.c` of module 1.5.01.

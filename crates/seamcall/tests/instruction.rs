@@ -1,8 +1,8 @@
 //! The instruction itself, with a signal handler in the module's place.
 //!
 //! Outside VMX root operation SEAMCALL faults. The handler finds the fault in the table of the crate's section, as a
-//! host's handler does, looks at the registers, and goes on as if a module had answered: behind the instruction with the
-//! carry flag as it likes, or at the fix-up address with the status of a trap.
+//! host's handler does, looks at the registers, and goes on as if a module had answered: behind the instruction with
+//! the carry flag as it likes, or at the fix-up address with the status of a trap.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #![expect(
     unsafe_code,

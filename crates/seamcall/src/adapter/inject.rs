@@ -46,7 +46,8 @@ impl Fault {
 
 /// Refuses calls by plan, without making them.
 ///
-/// Each fault counts the calls that match it, those it (or another fault) refused included. The first that hits answers.
+/// Each fault counts the calls that match it, those it (or another fault) refused included. The first that hits
+/// answers.
 ///
 /// ```
 /// use seamcall::adapter::{Fault, Inject};

@@ -1,4 +1,5 @@
-//! Every leaf and version there is a wrapper for, by the number it sends. The images are in the modules beside this one.
+//! Every leaf and version there is a wrapper for, by the number it sends. The images are in the modules beside this
+//! one.
 
 use super::*;
 use crate::export::GpaList;

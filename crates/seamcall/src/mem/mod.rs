@@ -19,10 +19,10 @@
 //! `OPERAND_INVALID`, `OPERAND_ADDR_RANGE_ERROR`, `OPERAND_BUSY`, `PAGE_METADATA_INCORRECT` (Dynamic PAMT: or
 //! `MISSING_PAMT_PAGE_PAIR`).
 //!
-//! "Tracked" below means: the entry was blocked, then [`track`] succeeded, then every vCPU that had entered before
-//! has left. It is asked for in the op states RUNNABLE, LIVE_EXPORT and LIVE_IMPORT only
-//! ([`OpState::is_tracked`](crate::OpState::is_tracked)). Where devices have access to the TD (2.0), `TLB_TRACKING_NOT_DONE`
-//! may be `IOMMU_IOTLB_TRACKING_NOT_DONE` instead.
+//! "Tracked" below means: the entry was blocked, then [`track`] succeeded, then every vCPU that had entered before has
+//! left. It is asked for in the op states RUNNABLE, LIVE_EXPORT and LIVE_IMPORT only
+//! ([`OpState::is_tracked`](crate::OpState::is_tracked)). Where devices have access to the TD (2.0),
+//! `TLB_TRACKING_NOT_DONE` may be `IOMMU_IOTLB_TRACKING_NOT_DONE` instead.
 //!
 //! Source: TDX module ABI; `src/common/helpers/helpers.c` of the module.
 

@@ -22,8 +22,8 @@ pub enum Blocked {
 ///
 /// # Errors
 ///
-/// The common errors and nothing else, but on 1.5.34 `BLOCKING_DISALLOWED` during some exports; an entry that is blocked
-/// already is [`Blocked::Already`].
+/// The common errors and nothing else, but on 1.5.34 `BLOCKING_DISALLOWED` during some exports; an entry that is
+/// blocked already is [`Blocked::Already`].
 ///
 /// Source: TDX module ABI, TDH.MEM.RANGE.BLOCK.
 #[inline]
@@ -44,8 +44,8 @@ pub fn range_block<T: Transport + ?Sized>(t: &T, td: Tdr, at: GpaEntry) -> Resul
 ///
 /// # Errors
 ///
-/// The common errors, then `TLB_TRACKING_NOT_DONE` with operand `SEPT_TREE` (1.5.01) or `RCX` (later). 1.5.34, configured for
-/// non-blocking export, does not take it in PAUSED_EXPORT (`OP_STATE_INCORRECT` with the state).
+/// The common errors, then `TLB_TRACKING_NOT_DONE` with operand `SEPT_TREE` (1.5.01) or `RCX` (later). 1.5.34,
+/// configured for non-blocking export, does not take it in PAUSED_EXPORT (`OP_STATE_INCORRECT` with the state).
 ///
 /// Source: TDX module ABI, TDH.MEM.RANGE.UNBLOCK.
 #[inline]

@@ -56,8 +56,8 @@ pub struct SeptPages {
 }
 
 impl SeptPages {
-    /// The pages that are left over: those that their register still names, with or without the flag "not needed". One that
-    /// was consumed reads NULL_PA.
+    /// The pages that are left over: those that their register still names, with or without the flag "not needed". One
+    /// that was consumed reads NULL_PA.
     fn unconsumed(self, out: &Regs) -> Self {
         let [l2_1, l2_2, l2_3] = self.l2;
         let keep =

@@ -112,11 +112,11 @@ impl DemotePages {
 ///
 /// # Errors
 ///
-/// The pages come back, as tainted: the module fills the table before its last checks. `NOT_ISSUED|R12` for a pair with a page
-/// that is not 2M. The common errors, then `GPA_RANGE_NOT_BLOCKED|RCX` with the entry, `TLB_TRACKING_NOT_DONE|RCX`, page errors on `R8`; for each L2 VM
-/// `L2_SEPT_PAGE_NOT_PROVIDED` or page errors; *from here on the pages have been written*: `L2_SEPT_WALK_FAILED`,
-/// `INTERRUPTED_RESTARTABLE`, `OPERAND_BUSY|RCX` without an entry (PAMT lock of the page that is split), page errors
-/// and `PAGE_NOT_FREE` on `R12` and `R13`.
+/// The pages come back, as tainted: the module fills the table before its last checks. `NOT_ISSUED|R12` for a pair
+/// with a page that is not 2M. The common errors, then `GPA_RANGE_NOT_BLOCKED|RCX` with the entry,
+/// `TLB_TRACKING_NOT_DONE|RCX`, page errors on `R8`; for each L2 VM `L2_SEPT_PAGE_NOT_PROVIDED` or page errors; *from
+/// here on the pages have been written*: `L2_SEPT_WALK_FAILED`, `INTERRUPTED_RESTARTABLE`, `OPERAND_BUSY|RCX` without
+/// an entry (PAMT lock of the page that is split), page errors and `PAGE_NOT_FREE` on `R12` and `R13`.
 ///
 /// ```
 /// use seamcall::{SeamcallError, Status, Tdr, Transport, mem::{self, DemotePages, L2Mode}};
@@ -216,11 +216,11 @@ impl Promoted {
 
 /// TDH.MEM.PAGE.PROMOTE (23), version 0: merges the 512 pages of the table at `at` into one, content kept.
 ///
-/// Operands: `RCX` entry (2M or 1G: the level of the merged page), `RDX` TDR. Outputs: `RCX` page of the table;
-/// `R12` and `R13` the page pair, with Dynamic PAMT and if the merged page is 2 MiB. Op states as [`page_demote`]. Entry
+/// Operands: `RCX` entry (2M or 1G: the level of the merged page), `RDX` TDR. Outputs: `RCX` page of the table; `R12`
+/// and `R13` the page pair, with Dynamic PAMT and if the merged page is 2 MiB. Op states as [`page_demote`]. Entry
 /// NL_BLOCKED and tracked while the TD runs, else also NL_MAPPED; the children all MAPPED or all PENDING, contiguous
-/// and aligned. Afterwards it is MAPPED or PENDING: nothing is left to unblock. Tree lock shared; exclusive on
-/// newer modules. For a partitioned TD use [`page_promote_v1`]: version 0 does not report pages of L2 tables.
+/// and aligned. Afterwards it is MAPPED or PENDING: nothing is left to unblock. Tree lock shared; exclusive on newer
+/// modules. For a partitioned TD use [`page_promote_v1`]: version 0 does not report pages of L2 tables.
 ///
 /// # Errors
 ///

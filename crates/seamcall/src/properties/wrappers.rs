@@ -158,8 +158,8 @@ proptest! {
         }
     }
 
-    /// The leaves that take several pages: a register that still names its page says that it is left over, and one that says
-    /// anything else that it is not.
+    /// The leaves that take several pages: a register that still names its page says that it is left over, and one
+    /// that says anything else that it is not.
     #[test]
     fn no_page_of_several_is_lost(out in registers(), said in proptest::array::uniform3(0..4_u8)) {
         const UNUSED: u64 = 1 << 63;

@@ -36,8 +36,8 @@ pub fn write_back<T: Transport + ?Sized>(
 
 /// [`page_reclaim`] of everything in `pages` 4 KiB pages from `first` on, at the sizes it was used at.
 ///
-/// `reclaimed` hears of each page, with its first address. Pages that are not assigned or reserved are passed over. The TDR
-/// of a TD goes last: leave it out of the range, or call again for it.
+/// `reclaimed` hears of each page, with its first address. Pages that are not assigned or reserved are passed over.
+/// The TDR of a TD goes last: leave it out of the range, or call again for it.
 ///
 /// # Errors
 ///

@@ -104,7 +104,8 @@ impl Status {
 
     /// Whether repeating the same call can ever succeed, by the module's own bits.
     ///
-    /// [`Status::class`] is the better question: `TD_KEYS_NOT_CONFIGURED`, for one, is "recoverable" and never recovers.
+    /// [`Status::class`] is the better question: `TD_KEYS_NOT_CONFIGURED`, for one, is "recoverable" and never
+    /// recovers.
     #[must_use]
     pub const fn is_recoverable(self) -> bool {
         self.0 & NON_RECOVERABLE == 0

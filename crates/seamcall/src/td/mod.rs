@@ -218,8 +218,9 @@ impl<O: Observe + ?Sized> Observe for &O {
 /// One TD: where to call, how to make its vCPUs leave, and the section around each call.
 ///
 /// As [`External`](sept_core::External), it makes each change of one S-EPT entry. All its retries are bounded by
-/// [`TdDescription::budget`]; the section is held for one SEAMCALL at a time. When it gives up because the lock of an entry
-/// was taken, it reads the entry (SEPT.RD, under the same budget), so that the module lets the guest accept it again.
+/// [`TdDescription::budget`]; the section is held for one SEAMCALL at a time. When it gives up because the lock of an
+/// entry was taken, it reads the entry (SEPT.RD, under the same budget), so that the module lets the guest accept it
+/// again.
 #[derive(Debug)]
 pub struct Td<T, S, L = (), O = ()> {
     transport: T,
@@ -325,8 +326,8 @@ impl<T: Transport, S: Shootdown, L: TreeLock, O: Observe> Td<T, S, L, O> {
         result
     }
 
-    /// The second half of a change, or the way back from the first: repeated at least as often as the default budget says,
-    /// for a refusal would leave the change half done.
+    /// The second half of a change, or the way back from the first: repeated at least as often as the default budget
+    /// says, for a refusal would leave the change half done.
     fn completed<R>(&self, call: impl Fn() -> Result<R, SeamcallError>) -> Result<R, SeamcallError> {
         self.spending(self.description.budget.at_least(RetryBudget::DEFAULT), call)
     }

@@ -43,7 +43,8 @@ fn build<T: Transport>(t: &T, source: &dyn FrameSource, key: u16) -> (Tdr, Tdvpr
     (tdr, vcpu)
 }
 
-/// The first page brings the region's pair, the last of both TDs takes it away, and then the region can be mapped whole.
+/// The first page brings the region's pair, the last of both TDs takes it away, and then the region can be mapped
+/// whole.
 #[test]
 fn two_tds_share_a_pair() {
     let machine = builder(true).build();
