@@ -88,6 +88,7 @@ impl sealed::Sealed for Ept {}
 impl Format for Ept {
     const FENCE: FenceOrder = FenceOrder::After;
     const MMU_SETS: u64 = ACCESSED | DIRTY;
+    const MMU_SETS_IN_TABLES: u64 = ACCESSED;
 
     type Config = EptConfig;
 

@@ -131,6 +131,15 @@ impl Entry {
         }
     }
 
+    /// What an MMU may have set in a word since it was read as this entry.
+    pub(crate) const fn mmu_sets<F: Format>(self) -> u64 {
+        match self {
+            Self::Leaf { .. } => F::MMU_SETS,
+            Self::Table { .. } | Self::Closed { .. } => F::MMU_SETS_IN_TABLES,
+            Self::Free | Self::Frozen => 0,
+        }
+    }
+
     pub(crate) const fn is_leaf(self) -> bool {
         matches!(self, Self::Leaf { .. })
     }
@@ -174,6 +183,9 @@ pub trait Format: sealed::Sealed + 'static {
     /// Bits that an MMU may set in a leaf at any time (accessed, dirty); 0 where software alone writes.
     const MMU_SETS: u64;
 
+    /// Bits that an MMU may set in an entry that points to a table (accessed).
+    const MMU_SETS_IN_TABLES: u64;
+
     /// What is chosen per table: depth, address width, attributes.
     type Config: Copy + fmt::Debug;
 
@@ -216,6 +228,12 @@ pub trait Format: sealed::Sealed + 'static {
 
     /// A free or table word with the mark set or cleared.
     fn with_inhibit(raw: u64, inhibit: bool) -> u64;
+
+    /// Whether `raw` is a free entry without an inhibit.
+    #[inline]
+    fn vacant(config: Self::Config, level: Level, raw: u64) -> bool {
+        raw == Self::update(config, level, 0, Entry::Free)
+    }
 
     /// The word for `entry` alone, with every permission and no mark.
     fn encode(config: Self::Config, level: Level, entry: Entry) -> u64 {

@@ -172,6 +172,7 @@ impl sealed::Sealed for Rtt {}
 impl Format for Rtt {
     const FENCE: FenceOrder = FenceOrder::Never;
     const MMU_SETS: u64 = 0;
+    const MMU_SETS_IN_TABLES: u64 = 0;
 
     type Config = RttConfig;
 
@@ -238,6 +239,11 @@ impl Format for Rtt {
                 hpa.raw() & ADDRESS | assigned | held
             }
         }
+    }
+
+    #[inline]
+    fn vacant(_: RttConfig, _: Level, raw: u64) -> bool {
+        raw & !RIPAS == 0
     }
 
     #[inline]

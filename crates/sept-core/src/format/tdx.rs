@@ -71,6 +71,7 @@ impl sealed::Sealed for TdxMirror {}
 impl Format for TdxMirror {
     const FENCE: FenceOrder = FenceOrder::Before;
     const MMU_SETS: u64 = 0;
+    const MMU_SETS_IN_TABLES: u64 = 0;
 
     type Config = TdxConfig;
 

@@ -94,6 +94,7 @@ impl sealed::Sealed for X86 {}
 impl Format for X86 {
     const FENCE: FenceOrder = FenceOrder::After;
     const MMU_SETS: u64 = ACCESSED | DIRTY;
+    const MMU_SETS_IN_TABLES: u64 = ACCESSED;
 
     type Config = X86Config;
 

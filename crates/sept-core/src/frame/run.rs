@@ -42,6 +42,11 @@ impl Frames {
         if hpa.is_aligned(Level::L4K) && pages <= room { Some(Self { base: hpa.raw(), pages }) } else { None }
     }
 
+    /// Mints inside this crate, where entries gave up the pages.
+    pub(crate) const fn from_ledger(hpa: Hpa, pages: u64) -> Self {
+        Self { base: hpa.raw(), pages }
+    }
+
     /// Physical address of the first page.
     #[must_use]
     pub const fn hpa(&self) -> Hpa {

@@ -153,6 +153,14 @@ unsafe impl<H: LinearHost> TableMemory for LinearMap<H> {
     }
 
     #[inline]
+    fn load_line(&self, table: Hpa, line: u16) -> [u64; 8] {
+        let place: *mut [AtomicU64; 8] = self.place(table, Word::Entry((line & 63).wrapping_mul(8))).cast();
+        // SAFETY: as in `word`, for the eight words of one line of the frame.
+        let words = unsafe { &*place };
+        words.each_ref().map(|word| word.load(Ordering::Relaxed))
+    }
+
+    #[inline]
     fn store(&self, table: Hpa, word: Word, value: u64, order: Ordering) {
         self.word(table, word).store(value, order);
     }

@@ -101,6 +101,17 @@ pub unsafe trait TableMemory {
     /// Reads a word.
     fn load(&self, table: Hpa, word: Word, order: Ordering) -> u64;
 
+    /// Reads the eight entries from `line` times 8 on (0 to 63): one cache line, in no particular order among them and
+    /// without ordering after ([`Ordering::Relaxed`]).
+    fn load_line(&self, table: Hpa, line: u16) -> [u64; 8] {
+        let first = line.wrapping_mul(8);
+        core::array::from_fn(|index| {
+            let [low, high, ..] = index.to_le_bytes();
+            let index = first.wrapping_add(u16::from_le_bytes([low, high]));
+            self.load(table, Word::Entry(index), Ordering::Relaxed)
+        })
+    }
+
     /// Writes a word.
     fn store(&self, table: Hpa, word: Word, value: u64, order: Ordering);
 
@@ -137,6 +148,10 @@ unsafe impl<M: TableMemory + ?Sized> TableMemory for &M {
 
     fn load(&self, table: Hpa, word: Word, order: Ordering) -> u64 {
         (**self).load(table, word, order)
+    }
+
+    fn load_line(&self, table: Hpa, line: u16) -> [u64; 8] {
+        (**self).load_line(table, line)
     }
 
     fn store(&self, table: Hpa, word: Word, value: u64, order: Ordering) {

@@ -3,8 +3,9 @@
 use super::{Fenced, Obligation, SecurePageTable, TableError, obligation::ledger, walk::Slot};
 use crate::{
     CacheKey, Entry, External, Fill, Format, Frame, FrameKind, FrameStore, GpaEntry, Hpa, LeafState, Level,
-    Observed, Permissions, Returned, SideWord, Stamp, TableMemory, Tainted,
+    Observed, Permissions, Returned, SideWord, Stamp, TableMemory, Tainted, Word,
 };
+use core::sync::atomic::Ordering;
 
 impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// Hangs an empty table into the free entry `at`, with exactly [`SecurePageTable::table_cost`] frames of `from`.
@@ -60,6 +61,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// Nothing changed; the page comes back: [`TableError::Level`] if the page has not `at`'s size, is larger than
     /// [`External::max_map`], or larger than 4 KiB with [`Fill::Copy`]; [`TableError::State`] if `at` is not free; and
     /// those of the walk, of contention and of the TEE as with [`SecurePageTable::link`].
+    #[inline]
     pub fn map(
         &self,
         at: GpaEntry,
@@ -67,60 +69,67 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         fill: Fill,
     ) -> Result<(), Returned<TableError<X::Error>, Frame>> {
         let _pin = self.memory.pin();
-        let mut slot = match self.vacancy(at, &page, fill) {
-            Ok(slot) => slot,
-            Err(error) => return Err(Returned { error, held: page }),
+        let Some(slot) = self.vacancy(at, &page, fill) else {
+            return Err(Returned { error: self.no_vacancy(at, &page, fill), held: page });
         };
-        let entry = self.fresh(&slot, &page, fill);
+        let (table, word, raw) = slot;
+        let mapped = self.mapping(at, raw, &page, fill);
+        let first = if X::TEE { F::update(self.config, at.level(), raw, Entry::Frozen) } else { mapped };
+        if self.memory.compare_exchange(table, word, raw, first).is_err() {
+            return Err(Returned { error: TableError::Contended { at }, held: page });
+        }
         if X::TEE {
-            if let Err(error) = self.freeze(at, &mut slot) {
-                return Err(Returned { error, held: page });
-            }
             if let Err(refused) = self.external.map(at, page, fill) {
-                self.thaw(&slot);
+                self.memory.store(table, word, raw, Ordering::Release);
                 return Err(refused.map_error(|error| TableError::External { at, error }));
             }
-            self.publish(at, &slot, entry);
-        } else if let Err(error) =
-            self.replace(at, &mut slot, |old| F::update(self.config, at.level(), old, entry))
-        {
-            return Err(Returned { error, held: page });
+            self.memory.store(table, word, mapped, Ordering::Release);
         }
-        self.count_live(slot.table, 1);
+        self.count_live(table, 1);
         Ok(())
     }
 
-    /// The free slot at `at`, if `page` may be mapped there.
+    /// The table, word and content of the free entry at `at`, if `page` may be mapped there.
     #[inline]
-    pub(super) fn vacancy(
-        &self,
-        at: GpaEntry,
-        page: &Frame,
-        fill: Fill,
-    ) -> Result<Slot, TableError<X::Error>> {
-        // A page is copied 4 KiB at a time: a larger one would get the content of what follows its source.
-        let largest = match fill {
-            Fill::OnAccept => self.external.max_map().min(F::max_leaf(self.config)),
-            Fill::Copy(_) => Level::L4K,
-        };
-        if page.level() != at.level() || at.level() > largest {
-            return Err(TableError::Level { at });
+    pub(super) fn vacancy(&self, at: GpaEntry, page: &Frame, fill: Fill) -> Option<(Hpa, Word, u64)> {
+        if page.level() != at.level() || at.level() > self.largest(fill) {
+            return None;
         }
-        let slot = self.slot(at, false)?;
-        if slot.entry != Entry::Free {
-            return Err(occupied(at, &slot));
-        }
-        if F::inhibited(slot.raw) {
-            return Err(TableError::Inhibited { at });
-        }
-        Ok(slot)
+        let table = self.reach(at)?;
+        let word = Word::Entry(at.level().index(at.gpa()));
+        let raw = self.memory.load(table, word, Ordering::Acquire);
+        F::vacant(self.config, at.level(), raw).then_some((table, word, raw))
     }
 
-    /// What the free `slot` says once `page` is mapped there.
     #[inline]
-    pub(super) fn fresh(&self, slot: &Slot, page: &Frame, fill: Fill) -> Entry {
-        let state = F::fresh(slot.raw, matches!(fill, Fill::Copy(_)));
-        Entry::Leaf { hpa: page.hpa(), state, blocked: None }
+    fn largest(&self, fill: Fill) -> Level {
+        match fill {
+            Fill::OnAccept => self.external.max_map().min(F::max_leaf(self.config)),
+            // A page is copied 4 KiB at a time: a larger one would get the content of what follows its source.
+            Fill::Copy(_) => Level::L4K,
+        }
+    }
+
+    /// Why [`Self::vacancy`] found none.
+    #[cold]
+    pub(super) fn no_vacancy(&self, at: GpaEntry, page: &Frame, fill: Fill) -> TableError<X::Error> {
+        if page.level() != at.level() || at.level() > self.largest(fill) {
+            return TableError::Level { at };
+        }
+        match self.slot(at, false) {
+            Err(error) => error,
+            Ok(slot) if F::vacant(self.config, at.level(), slot.raw) => TableError::Contended { at },
+            Ok(slot) if slot.entry == Entry::Free => TableError::Inhibited { at },
+            Ok(slot) => occupied(at, &slot),
+        }
+    }
+
+    /// What the free word `raw` says once `page` is mapped there.
+    #[inline]
+    pub(super) fn mapping(&self, at: GpaEntry, raw: u64, page: &Frame, fill: Fill) -> u64 {
+        let state = F::fresh(raw, matches!(fill, Fill::Copy(_)));
+        let entry = Entry::Leaf { hpa: page.hpa(), state, blocked: None };
+        F::update(self.config, at.level(), raw, entry)
     }
 
     /// The word of each entry of a new table of `child` entries in the free entry `raw`.

@@ -8,7 +8,7 @@
 use super::{Fenced, Obligation, SecurePageTable, TableError, change::occupied, walk::Slot};
 use crate::{
     Entry, External, Fill, Format, Frame, FrameStore, GpaEntry, HardwareWalked, HostOwned, Hpa, Level,
-    Returned, SideWord, TableMemory,
+    Returned, SideWord, TableMemory, Word,
 };
 use core::{fmt, ops::Deref, sync::atomic::Ordering};
 
@@ -79,16 +79,16 @@ impl<F: Format, M: TableMemory, X: External> Exclusive<'_, F, M, X> {
         fill: Fill,
     ) -> Result<(), Returned<TableError<X::Error>, Frame>> {
         let table = &*self.table;
-        let slot = match table.vacancy(at, &page, fill) {
-            Ok(slot) => slot,
-            Err(error) => return Err(Returned { error, held: page }),
+        let Some(slot) = table.vacancy(at, &page, fill) else {
+            return Err(Returned { error: table.no_vacancy(at, &page, fill), held: page });
         };
-        let entry = table.fresh(&slot, &page, fill);
+        let (hpa, word, raw) = slot;
+        let mapped = table.mapping(at, raw, &page, fill);
         if let Err(refused) = table.external.map(at, page, fill) {
             return Err(refused.map_error(|error| TableError::External { at, error }));
         }
-        table.publish(at, &slot, entry);
-        table.adjust_live(slot.table, 1);
+        table.memory.store(hpa, word, mapped, Ordering::Release);
+        table.adjust_live(hpa, 1);
         Ok(())
     }
 }
@@ -105,10 +105,13 @@ impl<F: HardwareWalked, M: TableMemory, X: HostOwned> Exclusive<'_, F, M, X> {
     #[inline]
     pub fn unmap(&mut self, at: GpaEntry, into: &mut Obligation) -> Result<Unmapped, TableError<X::Error>> {
         let table = &*self.table;
-        table.accepts(at, into)?;
-        let slot = table.slot(at, false)?;
-        let Entry::Leaf { hpa, .. } = slot.entry else { return Err(occupied(at, &slot)) };
-        Ok(table.clear(at, &slot, hpa, into))
+        if let (true, Some(holder)) = (into.is_of(table.root), table.reach(at)) {
+            let raw = table.word(holder, at.level(), at.gpa());
+            if let Entry::Leaf { hpa, .. } = F::decode(table.config, at.level(), raw) {
+                return Ok(table.clear(at, holder, raw, hpa, into));
+            }
+        }
+        Err(table.not_a_page(at, into))
     }
 
     /// Splits the page at `at`, blocked or not, with one [`FrameKind::MirrorTable`](crate::FrameKind::MirrorTable) frame of
@@ -177,11 +180,29 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         live
     }
 
-    /// Takes the page `hpa` out of `slot`, and the tables above that this leaves empty. Nobody else may be at work.
+    /// Why [`Exclusive::unmap`] found no page.
+    #[cold]
+    fn not_a_page(&self, at: GpaEntry, into: &Obligation) -> TableError<X::Error> {
+        match self.accepts(at, into).and_then(|()| self.slot(at, false)) {
+            Err(error) => error,
+            Ok(slot) => occupied(at, &slot),
+        }
+    }
+
+    /// Takes the page `hpa`, which `raw` names, out of the table `holder`, and the tables above that this leaves empty. Nobody else may be at work.
     #[inline]
-    pub(super) fn clear(&self, at: GpaEntry, slot: &Slot, hpa: Hpa, into: &mut Obligation) -> Unmapped {
-        self.publish(at, slot, Entry::Free);
-        if self.adjust_live(slot.table, -1) == 0 {
+    pub(super) fn clear(
+        &self,
+        at: GpaEntry,
+        holder: Hpa,
+        raw: u64,
+        hpa: Hpa,
+        into: &mut Obligation,
+    ) -> Unmapped {
+        let free = F::update(self.config, at.level(), raw, Entry::Free);
+        let word = Word::Entry(at.level().index(at.gpa()));
+        self.memory.store(holder, word, free, Ordering::Release);
+        if self.adjust_live(holder, -1) == 0 {
             self.shed_empty(at, into);
         }
         // Nobody can start a fence meanwhile.

@@ -29,6 +29,7 @@
 //! mirror table are the ledger of what stands behind it: the TEE returns addresses, the table compares them with its
 //! ledger and only then makes frames of them.
 
+mod audit;
 mod change;
 mod entries;
 mod exclusive;
@@ -38,9 +39,11 @@ mod inhibit;
 mod obligation;
 mod range;
 mod resize;
+mod runs;
 mod teardown;
 mod walk;
 
+pub use audit::{Broken, Census, Flaw};
 pub use entries::Entries;
 pub use exclusive::{Exclusive, Unmapped};
 pub use fences::{FenceTicket, Fenced, Quiet};
@@ -49,6 +52,7 @@ pub use range::{
     Blocked, Committed, MapPlan, MapRefused, Plan, Probed, RangeError, Reserved, Resize, Resized, Scope,
     SplitPlan, SplitRefused, Turn,
 };
+pub use runs::{Run, Runs};
 pub use teardown::{Teardown, Torn};
 pub use walk::{Found, Translation};
 
@@ -56,10 +60,7 @@ use crate::{
     Class, Classify, Entry, External, Format, Frame, FrameNeeds, Gpa, GpaEntry, Hpa, Level, Permissions,
     SideWord, TableMemory, Word,
 };
-use core::{
-    fmt,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 /// A secure page table: mirror of format `F` in memory `M`, in front of the TEE's table `X`.
 ///
@@ -119,15 +120,6 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
 
     fn set_side(&self, table: Hpa, word: SideWord, value: u64) {
         self.memory.store(table, Word::Side(word), value, Ordering::Release);
-    }
-}
-
-impl<F: Format, M: TableMemory, X: External> fmt::Debug for SecurePageTable<F, M, X> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SecurePageTable")
-            .field("root", &self.root)
-            .field("config", &self.config)
-            .finish_non_exhaustive()
     }
 }
 

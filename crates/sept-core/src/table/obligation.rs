@@ -1,9 +1,12 @@
 //! Tables that left the tree but may still be read by a software walk.
 
-use super::{Quiet, SecurePageTable, TableError, resize::FANOUT};
+use super::{
+    Quiet, SecurePageTable, TableError,
+    resize::{FANOUT, LINES},
+};
 use crate::{
-    CacheKey, Donated, Entry, External, Format, Frame, FrameKind, FrameNeeds, FrameSource, Gpa, GpaEntry,
-    HostOwned, Hpa, Level, SideWord, TableMemory, Tainted, Word,
+    CacheKey, Donated, Entry, External, Format, Frame, FrameKind, FrameNeeds, FrameSource, Frames, Gpa,
+    GpaEntry, HostOwned, Hpa, Level, SideWord, TableMemory, Tainted, Word,
 };
 use core::sync::atomic::Ordering;
 
@@ -26,6 +29,12 @@ impl Obligation {
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.count == 0
+    }
+
+    /// Whether it belongs to the table with this root.
+    #[inline]
+    pub(super) fn is_of(&self, root: Hpa) -> bool {
+        self.root == root
     }
 
     /// Tables waiting.
@@ -72,8 +81,9 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         self.settle_with(owed, quiet, to, None)
     }
 
-    /// [`SecurePageTable::settle`], handing every guest page of a subtree that was removed whole to `pages`, in no
-    /// particular order. Time is proportional to the entries of those tables.
+    /// [`SecurePageTable::settle`], handing the guest pages of subtrees that were removed whole to `pages`: contiguous runs
+    /// of pages of one size, with the entry that the first of them was mapped at, in no particular order. Time is
+    /// proportional to the entries of those tables.
     ///
     /// # Errors
     ///
@@ -83,7 +93,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         owed: Obligation,
         quiet: &Quiet,
         to: &dyn FrameSource,
-        pages: &mut dyn FnMut(GpaEntry, Frame),
+        pages: &mut dyn FnMut(GpaEntry, Frames),
     ) -> Result<FrameNeeds, Unsettled<X::Error>>
     where
         X: HostOwned,
@@ -96,7 +106,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         owed: Obligation,
         quiet: &Quiet,
         to: &dyn FrameSource,
-        mut pages: Option<&mut dyn FnMut(GpaEntry, Frame)>,
+        mut pages: Option<&mut dyn FnMut(GpaEntry, Frames)>,
     ) -> Result<FrameNeeds, Unsettled<X::Error>> {
         let mut rest = owed;
         let mut settled = FrameNeeds::NONE;
@@ -133,37 +143,80 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         rest: &mut Obligation,
         to: &dyn FrameSource,
         settled: &mut FrameNeeds,
-        pages: &mut Option<&mut dyn FnMut(GpaEntry, Frame)>,
+        pages: &mut Option<&mut dyn FnMut(GpaEntry, Frames)>,
     ) {
         let level = base.level();
-        if level == Level::L4K && pages.is_none() {
+        let Some(pages) = pages else {
+            return match level {
+                // Nobody asks for pages, so nobody looks into tables of 4 KiB entries: no need to chain them.
+                Level::L4K => {}
+                Level::L2M => self.each_table(mirror, level, |_, table| free_table(table, to, settled)),
+                _ => {
+                    self.each_table(mirror, level, |index, table| {
+                        self.unfold_later(base, index, table, rest);
+                    });
+                }
+            };
+        };
+        let first = self.memory.load(mirror, Word::Entry(0), Ordering::Relaxed) & !F::MMU_SETS;
+        if let Entry::Leaf { hpa, .. } = F::decode(self.config, level, first)
+            && self.differences(mirror, first, level) & !F::MMU_SETS == 0
+        {
+            return pages(base, Frames::from_ledger(hpa, u64::from(FANOUT) << level.order()));
+        }
+        self.each_run(mirror, level, |index, hpa, length| {
+            pages(sibling(base, index), Frames::from_ledger(hpa, u64::from(length) << level.order()));
+        });
+        self.each_table(mirror, level, |index, table| self.unfold_later(base, index, table, rest));
+    }
+
+    /// Visits the tables that a removed table names.
+    fn each_table(&self, mirror: Hpa, level: Level, mut visit: impl FnMut(u16, Hpa)) {
+        if level == Level::L4K {
             return;
         }
-        // Nobody looks into tables of 4 KiB entries unless somebody asks for their pages: no need to chain them.
-        let at_once = level == Level::L2M && pages.is_none();
-        for index in 0..FANOUT {
-            let entry = F::decode(
-                self.config,
-                level,
-                self.memory.load(mirror, Word::Entry(index), Ordering::Relaxed),
-            );
-            match entry {
-                Entry::Table { hpa, .. } | Entry::Closed { hpa, .. } if at_once => {
-                    free_table(hpa, to, settled);
+        for line in 0..LINES {
+            for (index, raw) in (line.wrapping_mul(8)..).zip(self.memory.load_line(mirror, line)) {
+                if let Some(table) = F::next(self.config, level, raw) {
+                    visit(index, table);
+                } else if let Entry::Table { hpa, .. } | Entry::Closed { hpa, .. } =
+                    F::decode(self.config, level, raw)
+                {
+                    visit(index, hpa);
                 }
-                Entry::Table { hpa, .. } | Entry::Closed { hpa, .. } => {
-                    if let Some(below) = sibling(base, index).child(0) {
-                        self.set_side(hpa, SideWord::Place, place::word(below));
-                        self.push(hpa, rest);
-                    }
-                }
-                Entry::Leaf { hpa, .. } => {
-                    if let Some(pages) = pages {
-                        pages(sibling(base, index), Frame::from_ledger(hpa, level));
-                    }
-                }
-                Entry::Free | Entry::Frozen => {}
             }
+        }
+    }
+
+    /// Visits the runs of contiguous pages of one kind that a removed table names.
+    fn each_run(&self, mirror: Hpa, level: Level, mut visit: impl FnMut(u16, Hpa, u16)) {
+        let (mut start, mut length, mut expect) = (Hpa::default(), 0_u16, 0);
+        for index in 0..=FANOUT {
+            let raw = if index < FANOUT {
+                self.memory.load(mirror, Word::Entry(index), Ordering::Relaxed) & !F::MMU_SETS
+            } else {
+                F::encode(self.config, level, Entry::Free)
+            };
+            if length > 0 && raw == expect {
+                length = length.wrapping_add(1);
+            } else {
+                if length > 0 {
+                    visit(index.wrapping_sub(length), start, length);
+                }
+                length = 0;
+                if let Entry::Leaf { hpa, .. } = F::decode(self.config, level, raw) {
+                    (start, length, expect) = (hpa, 1, raw);
+                }
+            }
+            expect = expect.wrapping_add(level.size());
+        }
+    }
+
+    /// Chains a table below a removed one, to be unfolded in its turn.
+    fn unfold_later(&self, base: GpaEntry, index: u16, table: Hpa, rest: &mut Obligation) {
+        if let Some(below) = sibling(base, index).child(0) {
+            self.set_side(table, SideWord::Place, place::word(below));
+            self.push(table, rest);
         }
     }
 
@@ -194,7 +247,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
 
     /// Refuses an obligation of another table: its tables would be settled by a memory and a TEE that never had them.
     pub(super) fn accepts(&self, at: GpaEntry, into: &Obligation) -> Result<(), TableError<X::Error>> {
-        if into.root == self.root { Ok(()) } else { Err(TableError::ForeignObligation { at }) }
+        if into.is_of(self.root) { Ok(()) } else { Err(TableError::ForeignObligation { at }) }
     }
 
     /// Adds a table that the TEE has let go of, after comparing what it returned with the ledger.

@@ -2,10 +2,13 @@
 
 use super::{Fenced, Obligation, SecurePageTable, TableError, change::occupied};
 use crate::{Entry, External, Format, Frame, FrameStore, GpaEntry, Hpa, Level, TableMemory, Word};
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{Ordering, fence};
 
 /// Entries of a table.
 pub(super) const FANOUT: u16 = 512;
+
+/// Cache lines of a table.
+pub(super) const LINES: u16 = 64;
 
 impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// Splits the blocked and fenced page at `at`, with exactly [`SecurePageTable::table_cost`] frames of `from`.
@@ -134,18 +137,33 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
             });
         }
         // Bits that an MMU sets differ from piece to piece; the page has those that any piece has.
-        let (mut differ, mut set) = (0, 0);
-        for lane in (0..FANOUT).step_by(LANE) {
-            for index in (lane..).take(LANE) {
-                let found = load(index);
-                differ |= found ^ (first | u64::from(index) << child.shift());
-                set |= found;
+        let differ = self.differences(mirror, first, child);
+        if differ & !F::MMU_SETS != 0 {
+            return Err(self.odd(at, child, mirror, first));
+        }
+        Ok((hpa, F::widen(self.config, at.level(), first) | differ & F::MMU_SETS))
+    }
+
+    /// The bits in which the 512 words of a table of `level` entries differ from what follows after `first`. Stops early
+    /// where an MMU cannot have made the difference.
+    #[inline]
+    pub(super) fn differences(&self, table: Hpa, first: u64, level: Level) -> u64 {
+        let (mut expect, mut differ) = (first, 0);
+        for line in 0..LINES {
+            let mut words = self.memory.load_line(table, line);
+            for word in &mut words {
+                *word ^= expect;
+                expect = expect.wrapping_add(level.size());
             }
-            if differ & !F::MMU_SETS != 0 {
-                return Err(self.odd(at, child, mirror, first));
+            // Joined in pairs, so that they do not wait for one another.
+            let [a, b, c, d, e, f, g, h] = words;
+            differ |= ((a | b) | (c | d)) | ((e | f) | (g | h));
+            if line % 8 == 7 && differ & !F::MMU_SETS != 0 {
+                break;
             }
         }
-        Ok((hpa, F::widen(self.config, at.level(), first) | set & F::MMU_SETS))
+        fence(Ordering::Acquire);
+        differ
     }
 
     /// Names the first of the 512 entries that does not continue the first one.
@@ -168,6 +186,3 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         TableError::Contended { at }
     }
 }
-
-/// Entries that are compared before the first look at the outcome.
-const LANE: usize = 64;

@@ -100,7 +100,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         let entry = F::decode(self.config, level, raw);
         match entry {
             // Closed to operations, not to the guest.
-            Entry::Closed { .. } => self.lookup_pinned(gpa).ok()?.translation(gpa),
+            Entry::Closed { .. } => self.end_of_walk(level, raw, gpa).translation(gpa),
             _ => Found { at: GpaEntry::containing(gpa, level), entry, hidden: false }.translation(gpa),
         }
     }
@@ -123,22 +123,42 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
             return Err(TableError::OutOfRange { gpa });
         }
         let mut table = self.root;
-        let mut level = F::top(self.config);
-        let mut hidden = false;
+        macro_rules! step {
+            ($level:expr) => {
+                let raw = self.word(table, $level, gpa);
+                match F::next(self.config, $level, raw) {
+                    Some(next) => table = next,
+                    None => return Ok(self.end_of_walk($level, raw, gpa)),
+                }
+            };
+        }
+        if F::top(self.config) == Level::L256T {
+            step!(Level::L256T);
+        }
+        step!(Level::L512G);
+        step!(Level::L1G);
+        step!(Level::L2M);
+        let raw = self.word(table, Level::L4K, gpa);
+        let entry = F::decode(self.config, Level::L4K, raw);
+        Ok(Found { at: GpaEntry::containing(gpa, Level::L4K), entry, hidden: false })
+    }
+
+    /// Where a walk ends that met no open table in the word `raw` of `level`; blocked and closed ones it goes through.
+    fn end_of_walk(&self, level: Level, raw: u64, gpa: Gpa) -> Found {
+        let (mut level, mut raw, mut hidden) = (level, raw, false);
         loop {
-            let entry = F::decode(self.config, level, self.word(table, level, gpa));
-            match (entry, level.child()) {
-                (Entry::Table { hpa, blocked }, Some(child)) => {
-                    hidden |= blocked.is_some();
-                    table = hpa;
-                    level = child;
-                }
-                (Entry::Closed { hpa, .. }, Some(child)) => {
-                    table = hpa;
-                    level = child;
-                }
-                _ => return Ok(Found { at: GpaEntry::containing(gpa, level), entry, hidden }),
-            }
+            let entry = F::decode(self.config, level, raw);
+            let (hpa, blocked) = match entry {
+                Entry::Table { hpa, blocked } => (hpa, blocked.is_some()),
+                Entry::Closed { hpa, .. } => (hpa, false),
+                _ => return Found { at: GpaEntry::containing(gpa, level), entry, hidden },
+            };
+            let Some(child) = level.child() else {
+                return Found { at: GpaEntry::containing(gpa, level), entry, hidden };
+            };
+            hidden |= blocked;
+            level = child;
+            raw = self.word(hpa, level, gpa);
         }
     }
 
@@ -165,6 +185,32 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
             Entry::Table { hpa, .. } | Entry::Closed { hpa, .. } => Some(self.side(hpa, SideWord::Live)),
             _ => None,
         })
+    }
+
+    /// The table that holds the entry `at`, if only open tables lead there. [`Self::slot`] says why not.
+    #[inline]
+    pub(super) fn reach(&self, at: GpaEntry) -> Option<Hpa> {
+        let (gpa, level) = (at.gpa(), at.level());
+        let top = F::top(self.config);
+        if !F::covers(self.config, gpa) || level > top {
+            return None;
+        }
+        let mut table = self.root;
+        macro_rules! step {
+            ($level:expr) => {
+                if level == $level {
+                    return Some(table);
+                }
+                table = F::next(self.config, $level, self.word(table, $level, gpa))?;
+            };
+        }
+        if top == Level::L256T {
+            step!(Level::L256T);
+        }
+        step!(Level::L512G);
+        step!(Level::L1G);
+        step!(Level::L2M);
+        Some(table)
     }
 
     /// Walks to `at`. `through` says whether to go on below a blocked or closed table.
@@ -240,11 +286,12 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         slot: &mut Slot,
         to: impl Fn(u64) -> u64,
     ) -> Result<(), TableError<X::Error>> {
+        let may_set = slot.entry.mmu_sets::<F>();
         // An MMU sets each of its bits once: no more than one turn for each, and one.
-        for _ in 0..=F::MMU_SETS.count_ones() {
+        for _ in 0..=may_set.count_ones() {
             match self.memory.compare_exchange(slot.table, slot.word, slot.raw, to(slot.raw)) {
                 Ok(()) => return Ok(()),
-                Err(now) if slot.entry.is_leaf() && (now ^ slot.raw) & !F::MMU_SETS == 0 => slot.raw = now,
+                Err(now) if (now ^ slot.raw) & !may_set == 0 => slot.raw = now,
                 Err(_) => break,
             }
         }

@@ -1,9 +1,10 @@
 //! Ranges are mapped in the largest pages that fit, split, merged and taken again, and every frame comes back.
 
 use crate::rig::{Rig, range};
+use core::mem::replace;
 use sept_core::test_util::VecStore;
 use sept_core::{
-    Ept, EptConfig, FrameKind, FrameNeeds, Hpa, Level, Permissions, Plan, Scope, X86, X86Config,
+    Ept, EptConfig, FrameKind, FrameNeeds, Frames, GpaEntry, Level, Permissions, Plan, Scope, X86, X86Config,
 };
 
 const M2: u64 = 2 << 20;
@@ -84,26 +85,18 @@ fn a_subtree_is_one_obligation_and_its_pages_come_out_of_it() {
     let fence = rig.fence();
     let done = rig.table.take_range(all, &fence, &mut rig.owed, |_, _| panic!("no page by itself")).unwrap();
     assert_eq!((done.pages, done.tables, rig.owed.tables()), (0, 1, 1));
-    let mut seen = vec![false; 1 << 18];
-    let owed = std::mem::replace(&mut rig.owed, rig.table.obligation());
-    let settled = rig.table.settle_pages(owed, &fence.quiet(), &rig.pool, &mut |at, page| {
-        let index = (at.gpa().raw() - 3 * G1) >> 12;
-        assert_eq!(page.hpa(), Hpa::new(RAM + (index << 12)).unwrap());
-        assert!(!std::mem::replace(&mut seen[usize::try_from(index).unwrap()], true));
-    });
-    // The grace period is older than the removal.
-    let rest = settled.unwrap_err().rest;
+    let mut seen = 0;
+    let mut note = |at: GpaEntry, run: Frames| {
+        assert_eq!((at.level(), run.count()), (Level::L4K, 512));
+        assert_eq!(run.hpa().raw() - RAM, at.gpa().raw() - 3 * G1);
+        seen += run.count();
+    };
+    // The grace period must be younger than the removal.
+    let owed = replace(&mut rig.owed, rig.table.obligation());
+    let rest = rig.table.settle_pages(owed, &fence.quiet(), &rig.pool, &mut note).unwrap_err().rest;
     let quiet = rig.fence().quiet();
-    let settled = rig
-        .table
-        .settle_pages(rest, &quiet, &rig.pool, &mut |at, page| {
-            let index = (at.gpa().raw() - 3 * G1) >> 12;
-            assert_eq!(page.hpa(), Hpa::new(RAM + (index << 12)).unwrap());
-            assert!(!std::mem::replace(&mut seen[usize::try_from(index).unwrap()], true));
-        })
-        .unwrap();
-    assert_eq!(settled, tables(513));
-    assert!(seen.iter().all(|page| *page));
+    assert_eq!(rig.table.settle_pages(rest, &quiet, &rig.pool, &mut note).unwrap(), tables(513));
+    assert_eq!(seen, 1 << 18);
 }
 
 #[test]
@@ -123,4 +116,23 @@ fn pieces_inherit_permissions_and_a_merge_wants_them_equal() {
     rig.table.protect(page, read).unwrap();
     rig.table.exclusive().merge(block, &mut rig.owed).unwrap();
     assert_eq!(rig.table.permissions(block), Ok(read));
+}
+
+#[test]
+fn printed_as_runs_and_audited() {
+    let mut rig = Rig::<Ept>::new(EptConfig::LEVELS_4);
+    let all = range(G1 - 0x2000, 0x2000 + 3 * M2);
+    rig.map(all, RAM - 0x2000, Level::L2M);
+    let second = rig.leaves(all)[3].0;
+    rig.table.block(second).unwrap();
+    assert_eq!(
+        format!("{:?}", rig.table),
+        "[0x3fffe000 -> 0x3fffffe000 2 x 4K, 0x40000000 -> 0x4000000000 1 x 2M, \
+         0x40200000 -> 0x4000200000 1 x 2M hidden, 0x40400000 -> 0x4000400000 1 x 2M]"
+    );
+    let census = rig.table.audit().unwrap();
+    assert_eq!((census.tables, census.pages, census.blocked), (5, [2, 3, 0], 1));
+    let mut table = rig.table.exclusive();
+    let _page = table.unmap(second, &mut rig.owed).unwrap();
+    assert_eq!(rig.table.audit().unwrap().pages, [2, 2, 0]);
 }

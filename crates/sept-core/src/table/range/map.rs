@@ -273,8 +273,8 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
                 }
                 continue;
             }
-            let entry = self.fresh(&slot, &page, Fill::OnAccept);
-            if let Err(error) = self.replace(at, &mut slot, |old| F::update(self.config, level, old, entry)) {
+            let mapping = self.mapping(at, raw, &page, Fill::OnAccept);
+            if let Err(error) = self.replace(at, &mut slot, |_| mapping) {
                 drop(pages.put_back(page));
                 self.count_live(table, mapped);
                 return Err(error);

@@ -28,7 +28,7 @@ impl<F: HardwareWalked, M: TableMemory, X: HostOwned> Exclusive<'_, F, M, X> {
                 Entry::Free => {}
                 Entry::Frozen => return Err(TableError::Contended { at }),
                 Entry::Leaf { hpa, .. } => {
-                    pages(at, table.clear(at, &slot, hpa, into));
+                    pages(at, table.clear(at, slot.table, slot.raw, hpa, into));
                     done.note(entry);
                 }
                 Entry::Table { hpa, .. } | Entry::Closed { hpa, .. } => {
