@@ -20,7 +20,7 @@ struct Input {
 struct Answer(Regs);
 
 impl Transport for Answer {
-    fn call(&self, _: Call) -> Regs {
+    fn call(&self, _: Call<'_>) -> Regs {
         self.0
     }
 }

@@ -22,6 +22,7 @@
 
 use crate::{Regs, Transport, exit::MapGpaReply};
 use bitflags::bitflags;
+use core::marker::PhantomData;
 
 bitflags! {
     /// What a host adds to the TDVPR when it enters.
@@ -98,16 +99,18 @@ impl GuestRegs {
     }
 }
 
-/// One TDH.VP.ENTER, ready to be made. Built by [`vp::enter`](crate::vp::enter).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct EnterCall {
+/// One TDH.VP.ENTER, ready to be made once. Built by [`vp::enter`](crate::vp::enter). Neither copied nor kept, as a
+/// [`Call`](crate::Call).
+#[derive(Debug)]
+pub struct EnterCall<'a> {
     regs: GuestRegs,
+    wrapper: PhantomData<&'a mut ()>,
 }
 
-impl EnterCall {
+impl EnterCall<'_> {
     /// Used by `vp::enter`, whose caller vouches for what a guest may do.
     pub(crate) const fn new(regs: GuestRegs) -> Self {
-        Self { regs }
+        Self { regs, wrapper: PhantomData }
     }
 
     /// The registers to load.
@@ -121,11 +124,11 @@ impl EnterCall {
 pub trait VpEnter: Transport {
     /// Enters the vCPU that `call` names and returns the registers as the module left them, when the guest has exited
     /// or the entry was refused.
-    fn enter(&self, call: EnterCall) -> GuestRegs;
+    fn enter(&self, call: EnterCall<'_>) -> GuestRegs;
 }
 
 impl<T: VpEnter + ?Sized> VpEnter for &T {
-    fn enter(&self, call: EnterCall) -> GuestRegs {
+    fn enter(&self, call: EnterCall<'_>) -> GuestRegs {
         (**self).enter(call)
     }
 }

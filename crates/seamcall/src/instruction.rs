@@ -56,7 +56,7 @@ impl Instruction {
 
 impl Transport for Instruction {
     #[inline]
-    fn call(&self, call: Call) -> Regs {
+    fn call(&self, call: Call<'_>) -> Regs {
         let mut regs = call.regs();
         #[expect(unsafe_code, reason = "there is no other way to say SEAMCALL")]
         // SAFETY:
@@ -93,7 +93,7 @@ impl Transport for Instruction {
 
 impl VpEnter for Instruction {
     #[inline]
-    fn enter(&self, call: EnterCall) -> GuestRegs {
+    fn enter(&self, call: EnterCall<'_>) -> GuestRegs {
         let mut regs = call.regs();
         #[expect(unsafe_code, reason = "there is no other way to say SEAMCALL")]
         // SAFETY:

@@ -65,7 +65,7 @@ impl Script {
 }
 
 impl Transport for Script {
-    fn call(&self, call: Call) -> Regs {
+    fn call(&self, call: Call<'_>) -> Regs {
         self.calls.borrow_mut().push(call.regs());
         let reply = self.replies.borrow_mut().pop_front();
         match reply {
@@ -76,7 +76,7 @@ impl Transport for Script {
 }
 
 impl VpEnter for Script {
-    fn enter(&self, call: EnterCall) -> GuestRegs {
+    fn enter(&self, call: EnterCall<'_>) -> GuestRegs {
         self.entries.borrow_mut().push(call.regs());
         self.exits.borrow_mut().pop_front().unwrap()
     }

@@ -72,7 +72,7 @@ fn l2_page(regs: &Regs) -> Option<Operand> {
 
 impl<T: Transport> Transport for Gate<T> {
     #[inline]
-    fn call(&self, call: Call) -> Regs {
+    fn call(&self, call: Call<'_>) -> Regs {
         let regs = call.regs();
         match self.refusal(&regs) {
             None => self.inner.call(call),
@@ -86,7 +86,7 @@ impl<T: Transport> Transport for Gate<T> {
 
 impl<T: VpEnter> VpEnter for Gate<T> {
     #[inline]
-    fn enter(&self, call: EnterCall) -> GuestRegs {
+    fn enter(&self, call: EnterCall<'_>) -> GuestRegs {
         let regs = call.regs();
         let resume_l1 = EnterFlags::from_bits_truncate(regs.rcx).contains(EnterFlags::RESUME_L1);
         if resume_l1 && !self.features.contains(Features0::TD_PARTITIONING) {

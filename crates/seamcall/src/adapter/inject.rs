@@ -54,7 +54,7 @@ impl Fault {
 /// use seamcall::{Call, Leaf, Operand, Detail, Regs, Status, Transport, mem, Tdr};
 /// # struct Module;
 /// # impl Transport for Module {
-/// #     fn call(&self, call: Call) -> Regs { Regs { rax: 0, ..call.regs() } }
+/// #     fn call(&self, call: Call<'_>) -> Regs { Regs { rax: 0, ..call.regs() } }
 /// # }
 /// # let td = Tdr::new(sept_core::Hpa::new(0x1000).unwrap()).unwrap();
 /// let busy = Status::OPERAND_BUSY.with_detail(Detail::Operand(Operand::SEPT_TREE));
@@ -93,7 +93,7 @@ impl<T: Transport, const N: usize> Inject<T, N> {
 }
 
 impl<T: Transport, const N: usize> Transport for Inject<T, N> {
-    fn call(&self, call: Call) -> Regs {
+    fn call(&self, call: Call<'_>) -> Regs {
         let regs = call.regs();
         let leaf = Leaf::from_rax(regs.rax);
         match self.planned(leaf) {
@@ -104,7 +104,7 @@ impl<T: Transport, const N: usize> Transport for Inject<T, N> {
 }
 
 impl<T: VpEnter, const N: usize> VpEnter for Inject<T, N> {
-    fn enter(&self, call: EnterCall) -> GuestRegs {
+    fn enter(&self, call: EnterCall<'_>) -> GuestRegs {
         match self.planned(Leaf::VP_ENTER) {
             // An entry that is refused changes nothing but the status.
             Some(status) => GuestRegs { rax: status.raw(), ..call.regs() },

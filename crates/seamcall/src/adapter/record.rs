@@ -67,18 +67,20 @@ impl<T, W: Write> Recorder<T, W> {
 }
 
 impl<T: Transport, W: Write> Transport for Recorder<T, W> {
-    fn call(&self, call: Call) -> Regs {
+    fn call(&self, call: Call<'_>) -> Regs {
+        let input = call.regs();
         let out = self.inner.call(call);
-        self.write(&named(&call.regs()), &named(&out));
+        self.write(&named(&input), &named(&out));
         out
     }
 }
 
 /// An entry is recorded with the registers of the guest, when it has exited.
 impl<T: VpEnter, W: Write> VpEnter for Recorder<T, W> {
-    fn enter(&self, call: EnterCall) -> GuestRegs {
+    fn enter(&self, call: EnterCall<'_>) -> GuestRegs {
+        let input = call.regs();
         let out = self.inner.enter(call);
-        self.write(&named_guest(&call.regs()), &named_guest(&out));
+        self.write(&named_guest(&input), &named_guest(&out));
         out
     }
 }

@@ -19,13 +19,13 @@ struct Cpu<'m> {
 }
 
 impl Transport for Cpu<'_> {
-    fn call(&self, call: Call) -> Regs {
+    fn call(&self, call: Call<'_>) -> Regs {
         self.lp.call(call)
     }
 }
 
 impl VpEnter for Cpu<'_> {
-    fn enter(&self, call: EnterCall) -> GuestRegs {
+    fn enter(&self, call: EnterCall<'_>) -> GuestRegs {
         let regs = call.regs();
         let guest = self.machine.guest(Hpa::truncate(regs.rcx & 0x000f_ffff_ffff_f000));
         if let Err(status) = guest.enter(0) {
