@@ -8,10 +8,10 @@ use crate::{
 };
 use sept_core::{
     Direct, Fenced, Fill, Frame, FrameKind, FrameList, FrameNeeds, FrameSource, FrameStore, Frames, Gpa,
-    GpaEntry, GpaRange, Hpa, Level, LinearMap, Obligation, Plan, Reserved, Returned, Scope, SecurePageTable,
-    Shootdown, SliceStore, SplitPlan, TableError, X86, X86Config,
+    GpaEntry, GpaRange, Hpa, Level, LinearMap, Obligation, Plan, Reserved, Scope, SecurePageTable, Shootdown,
+    SliceStore, SplitPlan, X86, X86Config,
 };
-use std::{convert::Infallible, fmt::Debug, ptr::NonNull, sync::atomic::AtomicU64, time::Duration};
+use std::{fmt::Debug, ptr::NonNull, sync::atomic::AtomicU64, time::Duration};
 
 /// A cache line of side words.
 #[repr(align(64))]
@@ -89,28 +89,13 @@ pub(crate) struct Ours {
 }
 
 impl Ours {
-    #[inline]
-    fn map(&mut self, va: u64, level: Level) {
-        let page = mint(target(va), level);
-        if let Err(refused) = self.table.exclusive().map(at(va, level), page, Fill::OnAccept) {
-            self.link_and_map(at(va, level), refused);
-        }
-    }
-
-    /// Makes the tables that were missing.
-    #[cold]
-    fn link_and_map(&mut self, at: GpaEntry, refused: Returned<TableError<Infallible>, Frame>) {
-        let mut refused = refused;
-        loop {
-            let TableError::NoTable { stop, .. } = refused.error else { panic!("{}", refused.error) };
-            let mut slots = [None];
-            let mut store = SliceStore::new(&mut slots);
-            store.fill(&self.table.table_cost(stop, None), Hpa::default(), &Arena).expect("a free frame");
-            self.table.link(stop, None, &mut store).expect("a free entry");
-            match self.table.exclusive().map(at, refused.held, Fill::OnAccept) {
-                Ok(()) => return,
-                Err(again) => refused = again,
-            }
+    /// Maps the region page by page.
+    #[inline(always)]
+    fn map_pages(&mut self, level: Level) {
+        let mut table = self.table.exclusive();
+        for va in pages(level.size()) {
+            let page = mint(target(va), level);
+            table.map_linking(at(va, level), page, Fill::OnAccept, &mut Arena).expect("a free entry");
         }
     }
 
@@ -148,6 +133,22 @@ impl Ours {
     }
 }
 
+/// The allocator as a store that never runs dry, for calls that nothing is reserved for.
+impl FrameStore for Arena {
+    fn put(&mut self, kind: FrameKind, frame: Frame) -> Result<(), Frame> {
+        self.give(kind, frame);
+        Ok(())
+    }
+
+    fn get(&mut self, kind: FrameKind) -> Option<Frame> {
+        self.take(kind, Hpa::default())
+    }
+
+    fn count(&self, _: FrameKind) -> u32 {
+        u32::MAX
+    }
+}
+
 impl Contender for Ours {
     const NAME: &'static str = "sept-core";
 
@@ -160,7 +161,7 @@ impl Contender for Ours {
         match with {
             Mapped::Nothing => {}
             Mapped::With4k => self.map_region(),
-            Mapped::With2m => pages(M2).for_each(|va| self.map(va, Level::L2M)),
+            Mapped::With2m => self.map_pages(Level::L2M),
         }
     }
 
@@ -175,7 +176,8 @@ impl Contender for Ours {
 
     fn translate(&self, addresses: &[u64]) -> Option<(Duration, u64)> {
         Some(timed(|| {
-            addresses.iter().fold(0, |sum: u64, &va| match self.table.translate(Gpa::truncate(va)) {
+            let walker = self.table.walker();
+            addresses.iter().fold(0, |sum: u64, &va| match walker.translate(Gpa::truncate(va)) {
                 Some(to) => sum.wrapping_add(to.hpa.raw()),
                 None => sum,
             })
@@ -183,7 +185,7 @@ impl Contender for Ours {
     }
 
     fn map_4k(&mut self) -> Option<Duration> {
-        Some(timed(|| pages(K4).for_each(|va| self.map(va, Level::L4K))).0)
+        Some(timed(|| self.map_pages(Level::L4K)).0)
     }
 
     fn map_4k_range(&mut self) -> Option<Duration> {
@@ -191,17 +193,21 @@ impl Contender for Ours {
     }
 
     fn map_2m(&mut self) -> Option<Duration> {
-        Some(timed(|| pages(M2).for_each(|va| self.map(va, Level::L2M))).0)
+        Some(timed(|| self.map_pages(Level::L2M)).0)
     }
 
     fn split_commit(&mut self) -> Option<Duration> {
-        let list = || FrameList::new(self.table.memory());
-        let mut reserved: Vec<_> = pages(M2).map(|va| self.reserve_split(va, list())).collect();
+        let need = FrameNeeds::of(FrameKind::MirrorTable, 1);
+        let reserve = |_| {
+            let mut store = FrameList::new(self.table.memory());
+            store.fill(&need, Hpa::default(), &Arena).expect("a free frame");
+            store
+        };
+        let mut reserved: Vec<_> = pages(M2).map(reserve).collect();
         Some(
             timed(|| {
-                for reserved in reserved.drain(..) {
-                    let done = self.table.split_range(reserved).expect("nothing changed since");
-                    assert_eq!(done.used.total(), 1);
+                for (va, store) in pages(M2).zip(&mut reserved) {
+                    self.table.split_in_place(at(va, Level::L2M), store).expect("a page");
                 }
             })
             .0,

@@ -1,13 +1,19 @@
 //! The floors: what the memory and a walk cost when nothing else is done.
 //!
-//! Plain loops over plain words in the format of x86-64. Single calls walk from the root and look at what they replace,
+//! Plain loops over words in the format of x86-64. A merge reads words that an MMU and other CPUs may write, so each is read
+//! by itself, atomically; all else is plain memory. Single calls walk from the root and look at what they replace,
 //! since no table can do without; ranges go through table by table and look at nothing.
 
 use crate::{
     arena,
     contender::{BLOCKS, Contender, K4, M2, Mapped, PA, REGION, VA, pages, target, timed},
 };
-use std::{array, hint::black_box, time::Duration};
+use std::{
+    array,
+    hint::black_box,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
 
 const PRESENT: u64 = 1;
 const HUGE: u64 = 1 << 7;
@@ -29,6 +35,16 @@ fn table(entry: u64) -> Table {
     // for good and used by this tree alone; each reference is used up before the next one to the same table is made.
     unsafe {
         &mut *arena::pointer(entry & ADDRESS)
+    }
+}
+
+/// The entries of a table that others read and write too: each is read once, and not together with its neighbours.
+#[inline]
+fn shared(entry: u64) -> &'static [AtomicU64; 512] {
+    #[expect(unsafe_code, reason = "table memory")]
+    // SAFETY: as in `table`, and `AtomicU64` has the layout of `u64`.
+    unsafe {
+        &*arena::pointer(entry & ADDRESS)
     }
 }
 
@@ -220,12 +236,12 @@ impl Contender for Raw {
         Some(
             timed(|| {
                 for entry in directory.iter_mut() {
-                    let entries = table(*entry);
-                    let first = entries[0];
+                    let entries = shared(*entry);
+                    let first = entries[0].load(Relaxed);
                     let mut want = first;
                     let mut odd = first & (M2 - 1) & ADDRESS;
-                    for entry in entries.iter() {
-                        odd |= entry ^ want;
+                    for entry in entries {
+                        odd |= entry.load(Relaxed) ^ want;
                         want += K4;
                     }
                     assert_eq!(odd, 0);
