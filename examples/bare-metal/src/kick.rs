@@ -13,7 +13,7 @@ use sept_core::Shootdown;
 pub struct Kick {
     /// The latest flush that was asked for.
     wanted: AtomicU64,
-    /// The latest flush that was served before the guest was entered, or [`OUTSIDE`].
+    /// The latest flush that was served before the guest was entered, or `OUTSIDE`.
     inside: AtomicU64,
     careless: AtomicBool,
 }
