@@ -146,19 +146,19 @@ pub fn load_programs(page: Hpa) {
 pub struct Guest<'a> {
     vcpu: &'a mut dyn Vcpu,
     kick: &'a Kick,
-    /// The latest flush that it was entered after.
-    served: u64,
+    /// The latest flush that it was entered after; none if it was never entered.
+    served: Option<u64>,
 }
 
 impl<'a> Guest<'a> {
     /// A guest that has not run yet.
     pub fn new(vcpu: &'a mut dyn Vcpu, kick: &'a Kick) -> Self {
-        Self { vcpu, kick, served: 0 }
+        Self { vcpu, kick, served: None }
     }
 
     /// Runs the program that begins at `registers.eip` until it stops.
     fn run(&mut self, registers: &mut Registers) -> Exit {
-        let wanted = self.kick.enter();
+        let wanted = Some(self.kick.enter());
         if self.served != wanted {
             self.vcpu.flush();
             self.served = wanted;

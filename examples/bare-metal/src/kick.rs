@@ -6,11 +6,14 @@ use sept_core::Shootdown;
 
 /// The shootdown of one guest, whose only virtual CPU runs on either CPU. As in KVM, a flush is requested by number
 /// and served before the next entry; a guest that is inside is kicked out for it.
+///
+/// That a kick is missing shows in both emulators, since a guest that stays inside keeps what it cached. That only the
+/// flush is missing does not: they forget everything at each entry, which hardware need not do.
 #[derive(Debug)]
 pub struct Kick {
     /// The latest flush that was asked for.
     wanted: AtomicU64,
-    /// The latest flush that was served before the guest was entered, or [`OUTSIDE`].
+    /// The latest flush that was served before the guest was entered, or `OUTSIDE`.
     inside: AtomicU64,
     careless: AtomicBool,
 }
@@ -24,7 +27,7 @@ impl Kick {
     }
 
     /// To be called before the guest is entered, with interrupts off. Returns the number of the latest flush that was
-    /// asked for: if the guest was not entered after it yet, flush first.
+    /// asked for: unless the guest was entered after it before, flush first.
     pub fn enter(&self) -> u64 {
         // Either `start` sees that the guest is inside, or this sees what `start` wants.
         let mut wanted = self.wanted.load(Ordering::SeqCst);

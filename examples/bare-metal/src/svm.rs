@@ -126,10 +126,10 @@ impl Vcpu for SvmVcpu<'_> {
         self.set64(RAX, u64::from(registers.eax));
         let (mut rcx, mut rdx) = (u64::from(registers.ecx), u64::from(registers.edx));
         // SAFETY:
-        // * VMRUN leaves host memory and the registers it saves as they were; it gets a VMCB that intercepts all by
-        //   which the guest could leave its mode, and the nested table reaches guest pages only;
-        // * no interrupt is taken while the guest's state is loaded: the first STGI comes after it;
-        // * all other registers are kept or named here.
+        // * VMRUN brings back the registers that it saved, and the others are kept or named here;
+        // * the guest runs the programs of `crate::guest`, which do nothing but access memory, and the nested table leads
+        //   to memory that a guest may use;
+        // * no interrupt is taken while the guest's state is loaded: the first STGI comes after it.
         unsafe {
             asm!(
                 "push rbx",

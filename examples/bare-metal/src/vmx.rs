@@ -193,8 +193,9 @@ impl Vcpu for VmxVcpu<'_> {
         let failed: u8;
         // SAFETY:
         // * the host state is that of this CPU, with the stack and address to come back to written here;
-        // * the extended page table reaches guest pages only;
-        // * all other registers are kept or named here.
+        // * the other registers are kept or named here;
+        // * the guest runs the programs of `crate::guest`, which do nothing but access memory, and the extended page table
+        //   leads to memory that a guest may use.
         unsafe {
             asm!(
                 "push rbx",

@@ -54,7 +54,8 @@ pub struct Walker<'a, F: Format, M: TableMemory + 'a, X: External, R> {
     _pin: M::Pin<'a>,
     root: Hpa,
     config: F::Config,
-    limit: u64,
+    /// First address that a walk from the 512 GiB level does not find: 0 where the root is above that level.
+    near: u64,
     read: R,
 }
 
@@ -64,8 +65,8 @@ impl<F: Format, M: TableMemory, X: External, R: Fn(Hpa, u16) -> u64> Walker<'_, 
     #[must_use]
     pub fn translate(&self, gpa: Gpa) -> Option<Translation> {
         let (mut table, config) = (self.root, self.config);
-        if gpa.raw() >= self.limit {
-            return None;
+        if gpa.raw() >= self.near {
+            return self.table.translate_far(gpa);
         }
         // Goes down one level, or leaves with where the way ends above 4K.
         let (level, raw) = 'end: {
@@ -77,9 +78,6 @@ impl<F: Format, M: TableMemory, X: External, R: Fn(Hpa, u16) -> u64> Walker<'_, 
                         None => break 'end ($level, raw),
                     }
                 };
-            }
-            if F::top(config) == Level::L256T {
-                step!(Level::L256T);
             }
             step!(Level::L512G);
             step!(Level::L1G);
@@ -129,14 +127,14 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     #[inline]
     pub fn walker(&self) -> Walker<'_, F, M, X, impl Fn(Hpa, u16) -> u64> {
         let _pin = self.memory.pin();
-        Walker {
-            table: self,
-            _pin,
-            root: self.root,
-            config: self.config,
-            limit: F::limit(self.config),
-            read: self.memory.reader(),
-        }
+        let near = if F::top(self.config) == Level::L512G { F::limit(self.config) } else { 0 };
+        Walker { table: self, _pin, root: self.root, config: self.config, near, read: self.memory.reader() }
+    }
+
+    /// [`Walker::translate`] where the root is above the 512 GiB level.
+    #[inline(never)]
+    fn translate_far(&self, gpa: Gpa) -> Option<Translation> {
+        self.lookup_pinned(gpa).ok()?.translation(gpa)
     }
 
     /// [`Walker::translate`] where the walk meets no open table above 4K: a larger page, a hole, something blocked.

@@ -14,7 +14,7 @@ use crate::{
     space::{Space, Tables, with_space},
 };
 use core::{cell::Cell, sync::atomic::Ordering};
-use sept_core::{Frames, Gpa, GpaEntry, GpaRange, Hpa, Level, Scope, Shootdown, X86, X86Config};
+use sept_core::{Frame, Gpa, GpaEntry, GpaRange, Hpa, Level, Scope, Shootdown, X86, X86Config};
 use x86_64::{PhysAddr, instructions::tlb, registers::control::Cr3, structures::paging::PhysFrame};
 
 /// Error codes: bit 0 the page is present, bit 1 it was a write.
@@ -30,8 +30,8 @@ const PAGING: Mmu = Mmu {
 /// The addresses under test begin here.
 const BASE: u64 = (512 << 30) + (6 << 20);
 
-/// Memory that is mapped to itself, in leaves of 2 MiB: all that the program uses.
-const IDENTITY: u64 = 64 << 20;
+/// What is mapped to itself, in one page: all that the program uses.
+const IDENTITY: GpaEntry = GpaEntry::containing(Gpa::truncate(0), Level::L1G);
 
 /// The shootdown of a table that only this CPU uses.
 #[derive(Debug, Default)]
@@ -92,10 +92,9 @@ impl Walker for ThisCpu {
 pub fn run(tables: &mut Tables) {
     let shootdown = FlushHere::default();
     with_space(tables, X86Config::SUPERVISOR_4, shootdown, |space: &mut Space<'_, X86, FlushHere>| {
-        let all = GpaRange::new(Gpa::truncate(0), IDENTITY).expect("whole pages");
-        // SAFETY: these frames stand for the program's own memory. They stay in the table until both are forgotten.
-        let pages = unsafe { Frames::assume_owned(Hpa::truncate(0), all.pages()) };
-        space.map(all, pages.expect("aligned pages"), Level::L2M);
+        // SAFETY: this frame stands for the program's own memory. It stays in the table until both are forgotten.
+        let memory = unsafe { Frame::assume_owned(Hpa::truncate(0), Level::L1G) };
+        space.map(IDENTITY.range(), memory.expect("aligned").into(), Level::L1G);
         let table = PhysFrame::containing_address(PhysAddr::new(space.table().root().raw()));
         let (before, flags) = Cr3::read();
         check(PAGING.name, "the CPU goes on under our table", || {
@@ -110,17 +109,20 @@ pub fn run(tables: &mut Tables) {
     });
 }
 
-/// The pages that hold the running code, its stack and the tables themselves are split and merged.
+/// The page that holds the running code, its stack and the tables is split until each of them is in a page of 4 KiB, and
+/// merged again.
 fn under_its_feet(space: &Space<'_, X86, FlushHere>) {
     let tables = space.tables();
-    let here = |address: usize| GpaEntry::containing(Gpa::truncate(address as u64), Level::L2M);
     let local = 0;
     let places = [run as *const () as usize, (&raw const local).addr(), space.table().root().raw() as usize];
-    check(PAGING.name, "the leaf of the running code, stack and tables is split and merged", || {
-        for at in places.map(here) {
-            space.split(at.range(), Scope::Whole(Level::L4K));
-            assert_eq!(space.tables(), tables + 1);
-            space.merge(at);
+    check(PAGING.name, "the page of the running code, stack and tables is split and merged", || {
+        for place in places {
+            let at = |level| GpaEntry::containing(Gpa::truncate(place as u64), level);
+            space.split(at(Level::L4K).range(), Scope::Ends);
+            space.fence();
+            assert_eq!(space.tables(), tables + 2);
+            space.merge(at(Level::L2M));
+            space.merge(at(Level::L1G));
             assert_eq!(space.tables(), tables);
         }
     });
@@ -150,8 +152,12 @@ fn exchanged(space: &Space<'_, X86, FlushHere>) {
         // SAFETY: the old pages wait in `removed` until a flush.
         unsafe { space.table().external().shootdown().carelessly(exchange) };
         // The program's own pages may have driven some out of the TLB.
-        let stale = (0..PAGES).filter(|&index| read(index) == label(index)).count();
-        assert_ne!(stale, 0, "no translation was cached: nothing was tested");
+        let is_stale = |index: &usize| {
+            let value = read(*index);
+            assert!([*index, PAGES + index].map(label).contains(&value), "page {index} reads {value:#x}");
+            value == label(*index)
+        };
+        assert_ne!((0..PAGES).filter(is_stale).count(), 0, "nothing was cached: nothing was tested");
         space.fence();
         assert!((0..PAGES).all(|index| read(index) == label(PAGES + index)));
         removed.into_iter().flatten().for_each(memory::take_back);

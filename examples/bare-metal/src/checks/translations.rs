@@ -144,6 +144,7 @@ impl<F: HardwareWalked, S: Shootdown, W: Walker> Subject<'_, '_, F, S, W> {
         let is_hole = |index| HOLES.map(usize::from).contains(&index);
         self.check("split into 512 pages it reads the same", |s| {
             s.space.split(s.block.range(), Scope::Whole(Level::L4K));
+            assert_eq!(s.marks(s.page(300)), s.mmu.accessed | s.mmu.dirty, "as the 2M page was");
             // So that the MMU looks at the new table.
             s.space.fence();
             s.read_block(nowhere);
@@ -208,6 +209,7 @@ impl<F: HardwareWalked, S: Shootdown, W: Walker> Subject<'_, '_, F, S, W> {
             assert_ne!(s.marks(s.page(8)), s.marks(s.page(9)));
             let tables = s.space.tables();
             s.space.merge(s.block);
+            assert_eq!(s.marks(s.block), s.mmu.accessed | s.mmu.dirty, "as some of the pages were");
             assert_eq!(s.space.tables(), tables - 1);
             s.read_block(nowhere);
         });
@@ -230,28 +232,29 @@ impl<F: HardwareWalked, S: Shootdown, W: Walker> Subject<'_, '_, F, S, W> {
     fn exclusive(&mut self) {
         self.check("changed with exclusive access it reads as it should", |s| {
             let tables = s.space.tables();
+            let page = s.page(300);
             s.map_block();
             s.read_block(nowhere);
-            s.space.split(s.page(300).range(), Scope::Ends);
+            s.space.split(page.range(), Scope::Ends);
 
             let mut table = s.space.exclusive();
             let mut owed = table.obligation();
-            let unmapped = table.unmap(s.block.child(300).expect("a page"), &mut owed).expect("a page");
+            let unmapped = table.unmap(page, &mut owed).expect("a page");
             let fenced = s.space.fence();
             s.read_block(|index| index == 300);
 
-            let page = s.space.table().take(unmapped, &fenced).expect("a page that is fenced");
-            s.space.map(s.page(300).range(), page.into(), Level::L4K);
+            let frame = s.space.table().take(unmapped, &fenced).expect("a page that is fenced");
+            s.space.map(page.range(), frame.into(), Level::L4K);
             s.space.exclusive().merge(s.block, &mut owed).expect("512 pages in a row");
             s.space.settle(owed, memory::take_back);
             s.read_block(nowhere);
 
             let mut table = s.space.exclusive();
             let mut owed = table.obligation();
-            let whole = GpaEntry::containing(s.block.gpa(), Level::L1G).range();
+            let around = GpaEntry::containing(s.block.gpa(), Level::L1G).range();
             table
-                .unmap_range(whole, &mut owed, |_, _| unreachable!("its table goes"))
-                .expect("a whole table");
+                .unmap_range(around, &mut owed, |_, _| unreachable!("its table goes"))
+                .expect("whole tables");
             s.space.settle(owed, memory::take_back);
             s.read_block(everywhere);
             assert_eq!(s.space.tables(), tables);

@@ -1,8 +1,7 @@
 //! Faults: those of a probe are results, all others end the run.
 
 use super::{FAULT_STACK, apic};
-use crate::console::power_off;
-use crate::{guest::Fault, println};
+use crate::{console::power_off, guest::Fault, println};
 use core::arch::naked_asm;
 use x86_64::{
     VirtAddr,
@@ -97,7 +96,7 @@ extern "sysv64" fn page_fault() {
 /// What a gate leaves on its stack.
 #[repr(C)]
 #[derive(Debug)]
-struct Frame {
+struct Pushed {
     vector: u64,
     error: u64,
     rip: u64,
@@ -108,8 +107,8 @@ extern "sysv64" fn fatal_gate() {
     naked_asm!("mov rdi, rsp", "and rsp, -16", "call {fatal}", fatal = sym fatal)
 }
 
-extern "sysv64" fn fatal(frame: &Frame) -> ! {
-    println!("FAILED: exception at address {:#x}: {frame:#x?}", Cr2::read_raw());
+extern "sysv64" fn fatal(pushed: &Pushed) -> ! {
+    println!("FAILED: exception at address {:#x}: {pushed:#x?}", Cr2::read_raw());
     power_off(false)
 }
 

@@ -50,7 +50,7 @@ pub(super) const HOST_RIP: u64 = 0x6c16;
 
 /// Fields that an entry looks at and that are zero here: no event, no hook, no MSR, null selectors, bases of zero.
 /// Neighbours in a range are two apart.
-pub(super) const ZERO: [RangeInclusive<u64>; 15] = [
+pub(super) const ZERO: [RangeInclusive<u64>; 18] = [
     0x0800..=0x080e, // guest selectors
     0x0c00..=0x0c0a, // host selectors
     0x2802..=0x2802, // guest IA32_DEBUGCTL
@@ -60,10 +60,13 @@ pub(super) const ZERO: [RangeInclusive<u64>; 15] = [
     0x480c..=0x480c, // guest LDTR limit
     0x4810..=0x4812, // guest GDTR and IDTR limits
     0x4824..=0x4826, // guest interruptibility and activity
+    0x482a..=0x482a, // guest IA32_SYSENTER_CS
+    0x4c00..=0x4c00, // host IA32_SYSENTER_CS
     0x6000..=0x6006, // CR0 and CR4 masks and shadows
     0x6802..=0x6802, // guest CR3
     0x6806..=0x6818, // guest bases
     0x681c..=0x681c, // guest RSP
-    0x6822..=0x6822, // guest pending debug exceptions
+    0x6822..=0x6826, // guest pending debug exceptions, IA32_SYSENTER_ESP and EIP
     0x6c06..=0x6c08, // host FS and GS bases
+    0x6c10..=0x6c12, // host IA32_SYSENTER_ESP and EIP
 ];
