@@ -47,6 +47,43 @@ impl Found {
     }
 }
 
+/// A translation, or none, in two registers: so that the fast path need not go through memory to meet the slow one.
+#[derive(Clone, Copy)]
+struct Packed {
+    hpa: u64,
+    /// Level and state plus one each, a byte for each; 0 for none.
+    rest: u64,
+}
+
+impl Packed {
+    fn of(translation: Option<Translation>) -> Self {
+        let Some(Translation { hpa, level, state }) = translation else { return Self { hpa: 0, rest: 0 } };
+        let state = match state {
+            LeafState::Pending => 1,
+            LeafState::Mapped => 2,
+            LeafState::Destroyed => 3,
+        };
+        Self {
+            hpa: hpa.raw(),
+            rest: u64::from_le_bytes([level.raw().wrapping_add(1), state, 0, 0, 0, 0, 0, 0]),
+        }
+    }
+
+    #[inline]
+    const fn unpack(self) -> Option<Translation> {
+        let [level, state, ..] = self.rest.to_le_bytes();
+        let (Some(level), hpa) = (Level::new(level.wrapping_sub(1)), Hpa::truncate(self.hpa)) else {
+            return None;
+        };
+        let state = match state {
+            1 => LeafState::Pending,
+            2 => LeafState::Mapped,
+            _ => LeafState::Destroyed,
+        };
+        Some(Translation { hpa, level, state })
+    }
+}
+
 /// A pinned table: walks that share one [`TableMemory::Pin`]. Made by [`SecurePageTable::walker`].
 #[must_use = "it holds a pin"]
 pub struct Walker<'a, F: Format, M: TableMemory + 'a, X: External, R> {
@@ -66,7 +103,7 @@ impl<F: Format, M: TableMemory, X: External, R: Fn(Hpa, u16) -> u64> Walker<'_, 
     pub fn translate(&self, gpa: Gpa) -> Option<Translation> {
         let (mut table, config) = (self.root, self.config);
         if gpa.raw() >= self.near {
-            return self.table.translate_far(gpa);
+            return self.table.translate_far(gpa).unpack();
         }
         // Goes down one level, or leaves with where the way ends above 4K.
         let (level, raw) = 'end: {
@@ -86,7 +123,7 @@ impl<F: Format, M: TableMemory, X: External, R: Fn(Hpa, u16) -> u64> Walker<'_, 
             let at = GpaEntry::containing(gpa, Level::L4K);
             return Found { at, entry, hidden: false }.translation(gpa);
         };
-        self.table.reached(level, raw, gpa)
+        self.table.reached(level, raw, gpa).unpack()
     }
 }
 
@@ -133,14 +170,14 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
 
     /// [`Walker::translate`] where the root is above the 512 GiB level.
     #[inline(never)]
-    fn translate_far(&self, gpa: Gpa) -> Option<Translation> {
-        self.lookup_pinned(gpa).ok()?.translation(gpa)
+    fn translate_far(&self, gpa: Gpa) -> Packed {
+        Packed::of(self.lookup_pinned(gpa).ok().and_then(|found| found.translation(gpa)))
     }
 
     /// [`Walker::translate`] where the walk meets no open table above 4K: a larger page, a hole, something blocked.
     #[cold]
-    fn reached(&self, level: Level, raw: u64, gpa: Gpa) -> Option<Translation> {
-        self.end_of_walk(level, raw, gpa).translation(gpa)
+    fn reached(&self, level: Level, raw: u64, gpa: Gpa) -> Packed {
+        Packed::of(self.end_of_walk(level, raw, gpa).translation(gpa))
     }
 
     /// Where the walk for `gpa` ends. Reads at most one word per level and never waits.
