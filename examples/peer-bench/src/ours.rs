@@ -175,10 +175,9 @@ impl Contender for Ours {
     }
 
     fn translate(&self, addresses: &[u64]) -> Option<(Duration, u64)> {
-        let addresses: Vec<Gpa> = addresses.iter().map(|&va| Gpa::truncate(va)).collect();
         Some(timed(|| {
             let walker = self.table.walker();
-            addresses.iter().fold(0, |sum: u64, &gpa| match walker.translate(gpa) {
+            addresses.iter().fold(0, |sum: u64, &va| match walker.translate(Gpa::truncate(va)) {
                 Some(to) => sum.wrapping_add(to.hpa.raw()),
                 None => sum,
             })

@@ -169,7 +169,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     }
 
     /// [`Walker::translate`] where the root is above the 512 GiB level.
-    #[inline(never)]
+    #[cold]
     fn translate_far(&self, gpa: Gpa) -> Packed {
         Packed::of(self.lookup_pinned(gpa).ok().and_then(|found| found.translation(gpa)))
     }
