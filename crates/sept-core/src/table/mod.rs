@@ -36,11 +36,13 @@ mod exclusive;
 mod fences;
 mod in_place;
 mod inhibit;
+mod link;
 mod obligation;
 mod range;
 mod resize;
 mod runs;
 mod teardown;
+mod translate;
 mod walk;
 
 pub use audit::{Broken, Census, Flaw};
@@ -54,7 +56,8 @@ pub use range::{
 };
 pub use runs::{Run, Runs};
 pub use teardown::{Teardown, Torn};
-pub use walk::{Found, Translation, Walker};
+pub use translate::{Translation, Walker};
+pub use walk::Found;
 
 use crate::{
     Class, Classify, Entry, External, Format, Frame, FrameNeeds, Gpa, GpaEntry, Hpa, Level, Permissions,
