@@ -3,8 +3,8 @@
 //! The levels stand in the source one after the other, so that every shift is a constant; the depth of the table is
 //! looked at once. A walk reads one word per level, in words that others may be writing, and never goes back up.
 
-use super::{SecurePageTable, TableError};
-use crate::{Entry, External, Format, Gpa, GpaEntry, Hpa, LeafState, Level, SideWord, TableMemory, Word};
+use super::{SecurePageTable, TableError, Translation};
+use crate::{Entry, External, Format, Gpa, GpaEntry, Hpa, Level, SideWord, TableMemory, Word};
 use core::sync::atomic::Ordering;
 
 /// Where a walk ended.
@@ -17,18 +17,6 @@ pub struct Found {
     pub entry: Entry,
     /// Whether a table above it is blocked, so that the guest cannot reach it.
     pub hidden: bool,
-}
-
-/// What a guest address is to the guest.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub struct Translation {
-    /// The host address of the byte.
-    pub hpa: Hpa,
-    /// Size of the page it lies in.
-    pub level: Level,
-    /// Acceptance, as far as the host knows.
-    pub state: LeafState,
 }
 
 impl Found {
@@ -66,45 +54,6 @@ pub(super) struct Stop {
 }
 
 impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
-    /// What the guest reaches at `gpa`: `None` for a hole, where the page or a table above it is blocked, and for an entry
-    /// that is being changed at this moment ([`SecurePageTable::lookup`] tells these apart). One read per level.
-    #[inline]
-    #[must_use]
-    pub fn translate(&self, gpa: Gpa) -> Option<Translation> {
-        if !F::covers(self.config, gpa) {
-            return None;
-        }
-        let _pin = self.memory.pin();
-        let mut table = self.root;
-        // Evaluates to the raw word of a leaf, or goes down one level.
-        macro_rules! step {
-            ($level:expr) => {
-                let raw = self.word(table, $level, gpa);
-                match F::next(self.config, $level, raw) {
-                    Some(next) => table = next,
-                    None => return self.reached($level, raw, gpa),
-                }
-            };
-        }
-        if F::top(self.config) == Level::L256T {
-            step!(Level::L256T);
-        }
-        step!(Level::L512G);
-        step!(Level::L1G);
-        step!(Level::L2M);
-        self.reached(Level::L4K, self.word(table, Level::L4K, gpa), gpa)
-    }
-
-    #[inline]
-    fn reached(&self, level: Level, raw: u64, gpa: Gpa) -> Option<Translation> {
-        let entry = F::decode(self.config, level, raw);
-        match entry {
-            // Closed to operations, not to the guest.
-            Entry::Closed { .. } => self.end_of_walk(level, raw, gpa).translation(gpa),
-            _ => Found { at: GpaEntry::containing(gpa, level), entry, hidden: false }.translation(gpa),
-        }
-    }
-
     /// Where the walk for `gpa` ends. Reads at most one word per level and never waits.
     ///
     /// [`Entry::Frozen`] means that somebody is changing the entry at this moment and the walk could not see past it:
@@ -144,7 +93,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     }
 
     /// Where a walk ends that met no open table in the word `raw` of `level`; blocked and closed ones it goes through.
-    fn end_of_walk(&self, level: Level, raw: u64, gpa: Gpa) -> Found {
+    pub(super) fn end_of_walk(&self, level: Level, raw: u64, gpa: Gpa) -> Found {
         let (mut level, mut raw, mut hidden) = (level, raw, false);
         loop {
             let entry = F::decode(self.config, level, raw);
@@ -188,20 +137,20 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     }
 
     /// The table that holds the entry `at`, if only open tables lead there. [`Self::slot`] says why not.
-    #[inline]
+    #[inline(always)]
     pub(super) fn reach(&self, at: GpaEntry) -> Option<Hpa> {
         let (gpa, level) = (at.gpa(), at.level());
         let top = F::top(self.config);
         if !F::covers(self.config, gpa) || level > top {
             return None;
         }
-        let mut table = self.root;
+        let (mut table, config, read) = (self.root, self.config, self.memory.reader());
         macro_rules! step {
             ($level:expr) => {
                 if level == $level {
                     return Some(table);
                 }
-                table = F::next(self.config, $level, self.word(table, $level, gpa))?;
+                table = F::next(config, $level, read(table, $level.index(gpa)))?;
             };
         }
         if top == Level::L256T {
@@ -326,5 +275,14 @@ impl Stop {
             Entry::Frozen => TableError::Contended { at: stop },
             _ => TableError::NoTable { at, stop, found },
         }
+    }
+}
+
+/// The error for an entry that holds something else than was asked for.
+#[cold]
+pub(super) fn occupied<E>(at: GpaEntry, slot: &Slot) -> TableError<E> {
+    match slot.entry {
+        Entry::Frozen => TableError::Contended { at },
+        found => TableError::State { at, found },
     }
 }

@@ -7,7 +7,8 @@
 
 use super::split::ROUNDS;
 use super::{Plan, RangeError, Reserved, Scope, SplitPlan, SplitRefused};
-use crate::table::{FenceTicket, Fenced, Obligation, SecurePageTable, TableError, resize::FANOUT};
+use crate::memory::FANOUT;
+use crate::table::{FenceTicket, Fenced, Obligation, SecurePageTable, TableError};
 use crate::{
     Class, Classify, Entry, External, Format, Frame, FrameKind, FrameNeeds, FrameStore, Gpa, GpaEntry,
     GpaRange, Level, Returned, SideWord, TableMemory,
@@ -177,6 +178,7 @@ impl<T: Copy, S: FrameStore> Resize<T, S> {
         let stopped = RangeError::stopped(at);
         let Some(level) = self.level() else { return Ok(Turn::Done) };
         match self.phase {
+            // What was blocked until it was turned round needs a fence before it can be shown.
             Phase::Block if self.done.cancelled => self.start_fence(table).map_err(stopped),
             Phase::Block => match self.candidate(table, level, Look::Any).map_err(&stopped)? {
                 Some(at) => {
@@ -229,7 +231,6 @@ impl<T: Copy, S: FrameStore> Resize<T, S> {
     pub fn cancel(&mut self) {
         self.done.cancelled = !matches!(self.phase, Phase::Done);
         match self.phase {
-            // What was blocked needs a fence before it can be shown.
             Phase::Block if self.blocked == 0 => self.phase = Phase::Done,
             Phase::Change(fence) => {
                 self.next = 0;
@@ -303,9 +304,7 @@ impl<T: Copy, S: FrameStore> Resize<T, S> {
         match self.kind {
             Kind::Split(scope) => {
                 let mut next = self.next;
-                while let Some(found) =
-                    table.pinned(|| table.next_split(self.range, scope, level, next, false))?
-                {
+                while let Some(found) = table.pinned(|| table.next_split(self.range, scope, level, next))? {
                     let blocked = found.entry.blocked();
                     let fits = match look {
                         // What somebody had blocked before is split too.
