@@ -1,7 +1,7 @@
 //! What must hold after every operation, and at the end.
 
 use super::dump::{Dump, Key, Page, entry_of, key};
-use super::pages::Pages;
+use super::pages::{Pages, Piece};
 use super::side::{Rules, Side};
 use super::trial::{G1, Left, Trial};
 use super::{Proof, Spot};
@@ -12,10 +12,21 @@ use std::{
     vec::Vec,
 };
 
-impl<F: Rules, X: Side<F>> Trial<F, X> {
+impl<F: Rules, X: Side<F>> Trial<'_, F, X> {
     /// Checks everything after what was done since the last time.
     pub(super) fn check(&mut self) {
-        let after = Dump::of(&self.table);
+        self.check_words();
+        self.check_tee();
+        self.check_audit();
+        self.sample();
+        if self.fault_was_hit() {
+            self.fault = None;
+        }
+    }
+
+    /// Checks what stands in memory and which frames are out.
+    pub(super) fn check_words(&mut self) {
+        let after = self.words();
         if self.refused {
             assert!(after == self.dump, "an operation was refused and changed the table");
         }
@@ -36,19 +47,13 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
         self.check_frames(&after, &new);
         self.dump = after;
         self.check_pages();
-        self.check_tee();
-        self.check_audit();
-        self.sample();
         (self.refused, self.left, self.used) = (false, Left::None, FrameNeeds::NONE);
-        if self.fault_was_hit() {
-            self.fault = None;
-        }
     }
 
     /// Every frame that is out of the pool is a table, stands behind one, or is owed.
     pub(super) fn check_frames(&mut self, after: &Dump, new: &[Key]) {
         let mut donated = BTreeMap::new();
-        for (_, pages, _) in self.table.external().tee().map(|tee| tee.tables()).unwrap_or_default() {
+        for (_, pages, _) in self.tee().map(|tee| tee.tables()).unwrap_or_default() {
             let [first, second] = pages.metadata;
             donated.extend(pages.table.map(|hpa| (hpa.raw(), FrameKind::TeeTable)));
             donated
@@ -70,7 +75,7 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
         }
         self.donated = donated;
         let mut expect = self.owed_frames.clone();
-        expect.insert(self.table.root().raw(), FrameKind::MirrorTable);
+        expect.insert(self.root.raw(), FrameKind::MirrorTable);
         expect.extend(after.tables.values().map(|table| (table.hpa.raw(), FrameKind::MirrorTable)));
         expect.extend(&self.donated);
         let out: BTreeMap<u64, FrameKind> =
@@ -99,12 +104,13 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
         assert_eq!(self.dump.inhibited, self.oracle.inhibited, "inhibits");
         // Nothing is lost: every page that the host does not hold is mapped or owed.
         let (lent, owed) = (self.oracle.lent.count(), self.oracle.owed.count());
-        assert_eq!(lent, self.oracle.pages.count() + owed, "pages that the host does not hold");
+        let unmapped: u64 = self.unmapped.iter().map(|(at, _)| at.level().pages()).sum();
+        assert_eq!(lent, self.oracle.pages.count() + owed + unmapped, "pages that the host does not hold");
     }
 
     /// The TEE has the same pages and tables.
     pub(super) fn check_tee(&self) {
-        let Some(tee) = self.table.external().tee() else { return };
+        let Some(tee) = self.tee() else { return };
         let mut leaves = 0;
         for leaf in tee.leaves() {
             leaves += leaf.at.level().pages();
@@ -129,7 +135,7 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
     }
 
     pub(super) fn check_audit(&self) {
-        let census = self.table.audit();
+        let census = self.table().audit();
         assert_eq!(census, Ok(self.dump.census), "audit");
     }
 
@@ -143,37 +149,45 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
             let spot = Spot { window: (c % 3) as u8, g: (d & 3) as u8, m: a, k: b };
             pages.push(self.gpa(spot).raw() >> 12);
         }
-        for page in pages {
-            self.look(page);
+        for page in &pages {
+            self.look(*page);
+        }
+        let walker = self.table().walker();
+        for gpa in pages.into_iter().filter_map(|page| Gpa::new(page << 12)) {
+            assert_eq!(walker.translate(gpa), self.oracle.translate(gpa), "{gpa:#x}: translation");
         }
     }
 
     /// Every way to look at one page says what the oracle says.
     pub(super) fn look(&self, page: u64) {
         let Some(gpa) = Gpa::new((page << 12) + page % 4096) else { return };
-        let translation = self.table.translate(gpa);
+        let translation = self.table().translate(gpa);
         assert_eq!(translation, self.oracle.translate(gpa), "{gpa:#x}: translation");
-        let found = self.table.lookup(gpa);
+        let found = self.table().lookup(gpa);
         if !self.oracle.in_space(gpa.raw()) {
             return assert!(
-                found.is_err() && self.table.entry(GpaEntry::containing(gpa, Level::L4K)).is_err()
+                found.is_err() && self.table().entry(GpaEntry::containing(gpa, Level::L4K)).is_err()
             );
         }
         let Found { at, entry, hidden } = found.expect("an address of the guest");
         assert!(at.range().contains(gpa), "{gpa:#x}: the walk ended at {at}");
-        assert_eq!(Some(entry), self.dump.entry::<F>(self.table.config(), at), "{gpa:#x}: walk");
+        assert_eq!(Some(entry), self.dump.entry::<F>(self.config, at), "{gpa:#x}: walk");
         assert_eq!(hidden, self.oracle.is_hidden(at), "{gpa:#x}: hidden");
         assert!(matches!(entry, Entry::Free | Entry::Leaf { .. }), "{gpa:#x}: the walk ended at {entry}");
         if let Some(page) = self.oracle.pages.get(page) {
             assert_eq!(at.level(), page.level, "{gpa:#x}");
-            assert_eq!(self.table.permissions(at).ok(), Some(page.permissions), "{gpa:#x}");
+            assert_eq!(self.table().permissions(at).ok(), Some(page.permissions), "{gpa:#x}");
         }
         for at in self.oracle.above(at) {
-            let live = self.table.live(at).ok().flatten();
+            let live = self.table().live(at).ok().flatten();
             assert_eq!(live, self.dump.tables.get(&key(at)).map(|table| table.live), "{at}: live");
-            assert_eq!(self.table.inhibited(at).ok(), Some(self.oracle.inhibited.contains(&key(at))), "{at}");
+            assert_eq!(
+                self.table().inhibited(at).ok(),
+                Some(self.oracle.inhibited.contains(&key(at))),
+                "{at}"
+            );
             if live.is_some() {
-                assert_eq!(self.table.mergeable(at).is_ok(), self.oracle.mergeable(at), "{at}: mergeable");
+                assert_eq!(self.table().mergeable(at).is_ok(), self.oracle.mergeable(at), "{at}: mergeable");
             }
         }
     }
@@ -184,14 +198,15 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
             let end = (start + 4 * G1).min(1 << 52);
             let range = GpaRange::new(Gpa::truncate(start), end - start).expect("whole pages");
             let mut next = start;
-            for found in self.table.entries(range) {
+            for found in self.table().entries(range) {
                 assert_eq!(found.at.gpa().raw().max(start), next, "the iterator left something out");
-                assert_eq!(Some(found), self.table.lookup(Gpa::truncate(next)).ok(), "iterator and walk");
+                assert_eq!(Some(found), self.table().lookup(Gpa::truncate(next)).ok(), "iterator and walk");
                 next = found.at.end();
             }
             let space = if self.oracle.in_space(end - 1) { end } else { end.min(self.windows[2] + 2 * G1) };
             assert!(next >= space, "the iterator ended at {next:#x}");
         }
+        self.check_runs();
         for (run, _) in self.oracle.pages.iter() {
             for page in run.clone().take(600).chain(run.end.saturating_sub(600).max(run.start)..run.end) {
                 self.look(page);
@@ -199,10 +214,33 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
         }
     }
 
+    /// What is printed is what there is.
+    pub(super) fn check_runs(&self) {
+        let mut runs = Pages::new();
+        for start in self.windows {
+            let end = (start + 4 * G1).min(1 << 52);
+            let range = GpaRange::new(Gpa::truncate(start), end - start).expect("whole pages");
+            for run in self.table().runs(range) {
+                let (first, pages) = (run.at.gpa().raw() >> 12, run.count << run.at.level().order());
+                let shown = self.oracle.pages.get(first).expect("a page");
+                assert_eq!((run.state, run.at.level()), (shown.state, shown.level), "{run}");
+                assert_eq!(run.hidden, shown.blocked.is_some() || self.oracle.is_hidden(run.at), "{run}");
+                runs.put(first..first + pages, HostPage { host: run.hpa.raw() >> 12, level: run.at.level() });
+            }
+        }
+        let mut expect = Pages::new();
+        for (run, page) in self.oracle.pages.iter() {
+            expect.put(run, HostPage { host: page.host, level: page.level });
+        }
+        assert_eq!(runs, expect, "runs");
+        let printed = std::format!("{:?}", self.table());
+        assert_eq!(printed.contains("->"), expect.count() > 0, "{printed}");
+    }
+
     /// Everything out of the table, and every frame and page home.
     pub(super) fn finish(mut self) {
         self.look_everywhere();
-        if let Some(tee) = self.table.external().tee() {
+        if let Some(tee) = self.tee() {
             tee.cancel_faults();
         }
         self.fault = None;
@@ -211,7 +249,8 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
         assert_eq!((self.oracle.pages.count(), self.oracle.lent.count()), (0, 0), "pages not home");
         let root = FrameNeeds::of(FrameKind::MirrorTable, 1);
         assert_eq!(self.pool.outstanding(), root, "frames not home");
-        let Ok(root) = self.table.into_root() else { panic!("something hangs in the root") };
+        let table = self.table.take().expect("nobody has it alone");
+        let Ok(root) = table.into_root() else { panic!("something hangs in the root") };
         self.pool.give(FrameKind::MirrorTable, root);
         assert!(self.pool.outstanding().is_none() && self.pool.faults().is_empty());
     }
@@ -259,5 +298,18 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
         }
         self.settle(true);
         self.check();
+    }
+}
+
+/// What a page is mapped to.
+#[derive(Clone, Copy, PartialEq, Debug)]
+struct HostPage {
+    host: u64,
+    level: Level,
+}
+
+impl Piece for HostPage {
+    fn after(self, pages: u64) -> Self {
+        Self { host: self.host + pages, ..self }
     }
 }

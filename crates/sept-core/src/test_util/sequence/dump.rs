@@ -2,8 +2,8 @@
 
 use super::pages::{Pages, Piece};
 use crate::{
-    Census, Entry, External, Format, Gpa, GpaEntry, GpaRange, Hpa, LeafState, Level, Permissions,
-    SecurePageTable, SideWord, TableMemory, Word, test_util::Arena,
+    Census, Entry, Format, Gpa, GpaEntry, GpaRange, Hpa, LeafState, Level, Permissions, SideWord,
+    TableMemory, Word, test_util::Arena,
 };
 use core::{ops::Range, sync::atomic::Ordering};
 use std::{
@@ -78,11 +78,11 @@ pub(super) struct Dump {
 
 impl Dump {
     /// Reads everything, and panics at what can never be.
-    pub(super) fn of<F: Format, X: External>(table: &SecurePageTable<F, Arena, X>) -> Self {
-        let top = F::top(table.config());
+    pub(super) fn of<F: Format>(memory: &Arena, root: Hpa, config: F::Config) -> Self {
+        let top = F::top(config);
         let mut dump = Self {
             top,
-            root: Words { hpa: table.root(), live: 0, words: Box::default() },
+            root: Words { hpa: root, live: 0, words: Box::default() },
             tables: BTreeMap::new(),
             pages: Pages::new(),
             hidden: BTreeMap::new(),
@@ -90,39 +90,33 @@ impl Dump {
             inhibited: BTreeSet::new(),
             census: Census::default(),
         };
-        dump.root = dump.read(table, table.root(), 0, top);
+        dump.root = dump.read::<F>(memory, config, root, (0, top));
         dump
     }
 
-    /// Reads one table of `level` entries that begins at `base`, after what lies before it.
-    fn read<F: Format, X: External>(
-        &mut self,
-        table: &SecurePageTable<F, Arena, X>,
-        hpa: Hpa,
-        base: u64,
-        level: Level,
-    ) -> Words {
-        let memory = table.memory();
+    /// Reads the table whose first entry is `first`, after what lies before it.
+    fn read<F: Format>(&mut self, memory: &Arena, config: F::Config, hpa: Hpa, first: Key) -> Words {
+        let (base, level) = first;
         let words: Box<[u64]> =
             (0..512).map(|index| memory.load(hpa, Word::Entry(index), Ordering::Relaxed)).collect();
         let mut used = 0;
         self.census.tables += 1;
         for (index, &raw) in (0..).zip(&words) {
             let at = (base | index << level.shift(), level);
-            let entry = F::decode(table.config(), level, raw);
+            let entry = F::decode(config, level, raw);
             used += u64::from(entry != Entry::Free);
             if level > Level::L4K && !matches!(entry, Entry::Leaf { .. }) && F::inhibited(raw) {
                 self.inhibited.insert(at);
             }
-            self.note(at, entry, F::permissions(table.config(), raw));
+            self.note(at, entry, F::permissions(config, raw));
             if let (Entry::Table { hpa, .. } | Entry::Closed { hpa, .. }, Some(child)) =
                 (entry, level.child())
             {
-                let below = self.read(table, hpa, at.0, child);
+                let below = self.read::<F>(memory, config, hpa, (at.0, child));
                 self.tables.insert(at, below);
             }
             if let Entry::Leaf { hpa, .. } = entry {
-                assert!(level <= F::max_leaf(table.config()), "{}: a page of this size", entry_of(at));
+                assert!(level <= F::max_leaf(config), "{}: a page of this size", entry_of(at));
                 assert!(hpa.is_aligned(level), "{}: misaligned {hpa:#x}", entry_of(at));
             }
         }

@@ -24,6 +24,8 @@ pub(super) struct Ask {
     pub(super) foreign: bool,
     /// The permissions cannot be.
     pub(super) unsayable: bool,
+    /// Tables that are missing are hung in.
+    pub(super) linking: bool,
     /// What it needs is a closed table, not a blocked entry.
     pub(super) closed: bool,
 }
@@ -38,6 +40,7 @@ impl Ask {
             short: false,
             foreign: false,
             unsayable: false,
+            linking: false,
             closed: false,
         }
     }
@@ -88,9 +91,9 @@ pub(super) fn is_anything(_: Entry) -> bool {
     true
 }
 
-impl<F: Rules, X: Side<F>> Trial<F, X> {
+impl<F: Rules, X: Side<F>> Trial<'_, F, X> {
     fn found(&self, at: GpaEntry) -> Option<Entry> {
-        self.dump.entry::<F>(self.table.config(), at)
+        self.dump.entry::<F>(self.config, at)
     }
 
     /// The outcome of an operation on one entry, checked. After a refusal nothing may have changed.
@@ -106,6 +109,7 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
                 Some(done)
             }
             Err(error) => {
+                let at = if ask.linking { about(&error) } else { at };
                 assert!(self.is_true(at, ask, &error), "{at}: refused with {error:?}, which is not so");
                 self.refused = true;
                 None
@@ -119,7 +123,10 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
         assert!(!ask.short, "{at}: done with a frame too little");
         assert!(!ask.unsayable, "{at}: impossible permissions were granted");
         assert!(!self.oracle.is_shut(at), "{at}: done below a blocked or closed table");
-        let found = self.found(at).unwrap_or_else(|| panic!("{at}: done where no table leads"));
+        let found = self
+            .found(at)
+            .or(ask.linking.then_some(Entry::Free))
+            .unwrap_or_else(|| panic!("{at}: done where no table leads"));
         assert!((ask.accepts)(found), "{at}: done to {found}");
         assert!(!(ask.sized && self.oracle.inhibited.contains(&key(at))), "{at}: inhibited");
         if let Some(shown) = ask.shown {
@@ -154,9 +161,7 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
                 about(at) && shut && (stop == at || oracle.above(at).any(|above| above == stop))
             }
             TableError::Inhibited { at } => about(at) && ask.sized && oracle.inhibited.contains(&key(at)),
-            TableError::Permissions { at, .. } => {
-                about(at) && (ask.unsayable || self.table.external().tee().is_some())
-            }
+            TableError::Permissions { at, .. } => about(at) && (ask.unsayable || self.tee().is_some()),
             TableError::NotFenced { at } => about(at) && self.lacks_fence(at, ask),
             TableError::NotUniform { at, child, found } => {
                 let odd = oracle.uniform(at).err().and_then(|index| at.child(index));
@@ -170,8 +175,7 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
             TableError::ForeignObligation { at } => about(at) && ask.foreign,
             TableError::NoFrames { at, .. } => about(at) && ask.short,
             TableError::External { at, .. } => {
-                let unseen =
-                    || self.table.external().tee().is_some_and(|tee| tee.would(MockOp::Merge, at).is_err());
+                let unseen = || self.tee().is_some_and(|tee| tee.would(MockOp::Merge, at).is_err());
                 about(at) && (self.fault_was_hit() || unseen())
             }
             TableError::Contended { .. } | TableError::Ledger { .. } => false,

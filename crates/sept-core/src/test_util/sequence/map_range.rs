@@ -11,7 +11,7 @@ use crate::{
     MapPlan, Plan, RangeError,
 };
 
-impl<F: Rules, X: Side<F>> Trial<F, X> {
+impl<F: Rules, X: Side<F>> Trial<'_, F, X> {
     pub(super) fn map_range(
         &mut self,
         range: GpaRange,
@@ -22,7 +22,7 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
         let host = self.host(range.start(), memory);
         let pages = host..host + range.pages();
         let hpa = Hpa::truncate(host << 12);
-        let plan = self.table.plan_map(range, hpa, largest);
+        let plan = self.table().plan_map(range, hpa, largest);
         let Some(plan) = self.judge_range(range, Ask::of(is_free), plan).0 else { return };
         assert!(self.oracle.pages.none_in(pages_in(range)), "{range}: planned over a page");
         assert!(self.oracle.in_space(range.end() - 1), "{range}: planned beyond the end");
@@ -37,8 +37,8 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
         }
         let reserved = plan.reserve(&self.pool, VecStore::default()).expect("the pool is large");
         let frames = Frames::from_ledger(hpa, range.pages());
-        let now = self.table.plan_map(range, hpa, largest).ok();
-        match self.table.map_range(reserved, frames) {
+        let now = self.table().plan_map(range, hpa, largest).ok();
+        match self.table().map_range(reserved, frames) {
             Ok(Committed { used, rest }) => {
                 let now = now.expect("it was done");
                 assert!(disturbed || now == plan, "{range}: two plans differ");
@@ -53,7 +53,7 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
                     let now = now.expect("it can be planned");
                     assert!(needs == now.needs() && !planned.covers(&needs), "{range}: not stale");
                     let refitted = reserved.refit(now, &self.pool).expect("the pool is large");
-                    let Ok(Committed { used, rest }) = self.table.map_range(refitted, frames) else {
+                    let Ok(Committed { used, rest }) = self.table().map_range(refitted, frames) else {
                         panic!("{range}: refitted, and refused");
                     };
                     assert_eq!(used, needs, "{range}: frames used and planned");
@@ -90,7 +90,7 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
     /// Notes that a range was mapped up to `end`, each piece as large as it can be.
     pub(super) fn range_mapped(&mut self, plan: &MapPlan, end: u64, largest: Level) {
         let range = plan.range();
-        let largest = largest.min(self.table.external().max_map()).min(F::max_leaf(self.table.config()));
+        let largest = largest.min(self.largest);
         let hpa_of =
             |gpa: u64| Hpa::truncate(gpa.wrapping_sub(range.start().raw()).wrapping_add(plan.hpa().raw()));
         let mut next = range.start().raw();
@@ -119,7 +119,7 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
     pub(super) fn describe_linked(&mut self, gpa: Gpa, hpa_of: impl Fn(u64) -> Hpa) {
         let at = GpaEntry::containing(gpa, Level::L2M);
         let backing = hpa_of(at.gpa().raw());
-        let linked = matches!(self.table.entry(at), Ok(Entry::Table { .. })) && !self.dump.is_table(at);
+        let linked = matches!(self.table().entry(at), Ok(Entry::Table { .. })) && !self.dump.is_table(at);
         if linked && backing.is_aligned(Level::L2M) {
             self.describe(at, Some(backing));
         }
@@ -130,7 +130,11 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
         let at = self.at(place, Wants::Hole);
         match self.coin() % 3 {
             0 => self.link(at, None, false),
-            1 => self.map(at, Memory::Other, false, false, at.level()),
+            1 => {
+                self.map_by(at, Memory::Other, false, at.level(), None, |trial, page, fill| {
+                    trial.table().map(at, page, fill)
+                });
+            }
             _ => {
                 self.block(at);
                 self.check();

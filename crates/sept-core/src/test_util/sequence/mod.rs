@@ -36,10 +36,12 @@
     reason = "a test double: a difference panics"
 )]
 
+mod alone;
 mod check;
 mod dump;
 mod host;
 mod judge;
+mod link;
 mod map_range;
 mod op;
 mod oracle;
@@ -60,10 +62,9 @@ use side::{Beat, Rules, Side};
 use trial::Trial;
 
 fn run<F: Rules, X: Side<F>>(config: F::Config, end: u64, metadata: bool, ops: &[Op]) {
-    let mut trial = Trial::<F, X>::new(config, end, metadata);
-    for op in ops {
-        trial.run(op);
-    }
+    let arena = trial::arena();
+    let mut trial = Trial::<F, X>::new(&arena, config, end, metadata);
+    trial.run(ops);
     trial.finish();
 }
 

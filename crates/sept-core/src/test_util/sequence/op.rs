@@ -92,6 +92,11 @@ pub enum Op {
         backing: Option<Memory>,
         short: bool,
     },
+    LinkTo {
+        at: Place,
+        memory: Option<Memory>,
+        short: bool,
+    },
     /// With a page of another size, if one is given.
     Map {
         at: Place,
@@ -109,6 +114,7 @@ pub enum Op {
     Block(Place),
     Unblock(Place, Proof),
     Protect(Place, Permissions),
+    ProtectRange(Span, Permissions),
     Probe(Place),
     ProbeRange {
         span: Span,
@@ -124,6 +130,11 @@ pub enum Op {
     },
     Merge(Place, Proof),
     Inhibit(Place, bool),
+    InhibitRange {
+        span: Span,
+        level: Level,
+        inhibit: bool,
+    },
     BlockRange(Span),
     UnblockRange(Span, Proof),
     TakeRange(Span, Proof),
@@ -147,6 +158,11 @@ pub enum Op {
     Reopen(Place),
     MergeInPlace(Place, Proof),
     RemoveSubtree(Place, Proof),
+    MapLinking {
+        at: Place,
+        memory: Memory,
+        short: bool,
+    },
     UnmapNow(Place),
     SplitNow {
         at: Place,
@@ -219,6 +235,21 @@ impl Op {
     /// Bytes that an operation is made of.
     pub const SEED: usize = 12;
 
+    /// Whether it is carried out with [`Exclusive`](crate::Exclusive) access.
+    pub(super) const fn is_alone(&self) -> bool {
+        matches!(
+            self,
+            Self::Map { exclusive: true, .. }
+                | Self::MapLinking { .. }
+                | Self::UnmapNow(_)
+                | Self::SplitNow { .. }
+                | Self::MergeNow(_)
+                | Self::RemoveSubtreeNow(_)
+                | Self::UnmapRangeNow(_)
+                | Self::MergeRange { way: Way::AtOnce, .. }
+        )
+    }
+
     /// The operation that these bytes stand for. Every seed is one; smaller bytes mean simpler ones.
     #[must_use]
     pub fn from_seed(seed: [u8; Self::SEED]) -> Self {
@@ -241,13 +272,14 @@ impl Op {
             4..7 => Way::AtOnce,
             _ => Way::Cancel(z % 8),
         };
-        match kind % 64 {
+        match kind % 68 {
             0..7 => Self::MapRange { span, memory: memory(x), largest: level(y), meanwhile },
             7..11 => {
                 let size = short.then(|| level(z));
                 Self::Map { at, memory: memory(x), copy: flag & 1 != 0, exclusive: flag & 2 != 0, size }
             }
-            11 | 12 => Self::Link { at, backing: (flag & 1 != 0).then(|| memory(x)), short },
+            11 => Self::Link { at, backing: (flag & 1 != 0).then(|| memory(x)), short },
+            12 => Self::LinkTo { at, memory: (flag & 1 != 0).then(|| memory(x)), short },
             13 => Self::Block(at),
             14 | 15 => Self::Unblock(at, proof),
             16 | 17 => Self::Split { at, proof, short },
@@ -277,7 +309,9 @@ impl Op {
             52 => Self::Probe(at),
             53 => Self::ProbeRange { span, level: level(x), budget: u16::from(y) * u16::from(z) },
             54 => Self::Protect(at, permissions),
-            55 | 56 => Self::Inhibit(at, flag & 1 == 0),
+            55 => Self::ProtectRange(span, permissions),
+            56 if flag & 2 == 0 => Self::Inhibit(at, flag & 1 == 0),
+            56 => Self::InhibitRange { span, level: level(x), inhibit: flag & 1 == 0 },
             57 | 58 => Self::Settle { fence: flag % 4 != 3, pages: flag & 16 == 0 },
             59 | 60 => Self::Accept(span),
             61 => Self::Touch(at, flag & 1 != 0),
@@ -285,7 +319,8 @@ impl Op {
                 let count = if flag < 224 { 1 } else { 2040 + u16::from(x % 16) };
                 Self::Fence { count, held: flag & 1 != 0 }
             }
-            _ => Self::Fail { op: failing(x), after: y % 4, fault: fault(z) },
+            63 => Self::Fail { op: failing(x), after: y % 4, fault: fault(z) },
+            _ => Self::MapLinking { at, memory: memory(x), short },
         }
     }
 }

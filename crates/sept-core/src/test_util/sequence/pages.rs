@@ -63,6 +63,9 @@ impl<V: Piece> Pages<V> {
 
     /// Takes a range out; says what was there.
     pub(super) fn take(&mut self, range: Range<u64>) -> Vec<(Range<u64>, V)> {
+        if range.is_empty() {
+            return Vec::new();
+        }
         self.cut(range.start);
         self.cut(range.end);
         let taken: Vec<_> =

@@ -1,6 +1,6 @@
 //! Splitting, merging and probing a range.
 
-use super::dump::{Dump, Key, Page, entry_of, key, pages_in};
+use super::dump::{Key, Page, entry_of, key, pages_in};
 use super::judge::{Ask, about, is_free, is_leaf};
 use super::side::{Rules, Side};
 use super::trial::{Left, Trial};
@@ -15,7 +15,7 @@ use std::vec::Vec;
 const K4: u64 = 1 << 12;
 const M2: u64 = 1 << 21;
 
-impl<F: Rules, X: Side<F>> Trial<F, X> {
+impl<F: Rules, X: Side<F>> Trial<'_, F, X> {
     pub(super) fn splitting(&self, span: &Span, whole: Option<Level>) -> (GpaRange, Scope) {
         match whole {
             None => (self.range(*span, u64::MAX), Scope::Ends),
@@ -31,20 +31,20 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
         scope: Scope,
         meanwhile: Option<Place>,
     ) -> Option<(SplitPlan, Reserved<SplitPlan, VecStore>)> {
-        let plan = self.table.plan_split(range, scope);
+        let plan = self.table().plan_split(range, scope);
         let plan = self.judge_range(range, Ask::of(is_free), plan).0?;
         if let Some(place) = meanwhile {
             self.check();
             self.disturb(place);
             self.check();
         }
-        let now = self.table.plan_split(range, scope).ok()?;
+        let now = self.table().plan_split(range, scope).ok()?;
         assert!(meanwhile.is_some() || now == plan, "{range}: two plans differ");
         let reserved = plan.reserve(&self.pool, VecStore::default()).expect("the pool is large");
         if plan.needs().covers(&now.needs()) {
             return Some((now, reserved));
         }
-        let Err(refused) = self.table.start_split(reserved) else {
+        let Err(refused) = self.table().start_split(reserved) else {
             panic!("{range}: begun with too few frames")
         };
         let stale = RangeError::Stale { planned: plan.needs(), now: now.needs() };
@@ -65,7 +65,7 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
     ) {
         let (range, scope) = (plan.range(), plan.scope());
         let mut kept = FrameNeeds::NONE;
-        let resize = match self.table.start_split(reserved) {
+        let resize = match self.table().start_split(reserved) {
             Ok(resize) => {
                 kept = kept.plus(resize.kept());
                 resize
@@ -91,21 +91,21 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
     ) -> (Resized, S, bool) {
         let (mut resize, mut trouble) = (resize, false);
         let hold = self.coin().is_multiple_of(4);
-        self.table.external().hold(hold);
-        let mut owed = core::mem::replace(&mut self.owed, self.table.obligation());
+        self.table().external().hold(hold);
+        let mut owed = self.take_owed();
         let before = owed.tables();
         for step in 0_u32.. {
             assert!(step < 20_000, "a resize does not end");
             if way == Way::Cancel(u8::try_from(step).unwrap_or(u8::MAX)) {
                 resize.cancel();
             }
-            match resize.step(&self.table, &mut owed) {
+            match resize.step(self.table(), &mut owed) {
                 Ok(Turn::Again) => {}
                 Ok(Turn::AwaitFence) => {
                     assert!(hold, "the fence has ended");
-                    let again = resize.step(&self.table, &mut owed);
+                    let again = resize.step(self.table(), &mut owed);
                     assert_eq!(again.ok(), Some(Turn::AwaitFence), "nothing has happened");
-                    self.table.external().hold(false);
+                    self.table().external().hold(false);
                 }
                 Ok(Turn::Done) => break,
                 Err(RangeError::Stopped { error, .. }) => {
@@ -122,12 +122,12 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
                 Err(error) => panic!("stopped with {error:?}"),
             }
         }
-        self.table.external().hold(false);
+        self.table().external().hold(false);
         let more = owed.tables() > before;
         self.owed = owed;
         let Ok((resized, store)) = resize.finish() else { panic!("it said that it was done") };
         // Each fence has a number, each round one, and a fence that could not be started.
-        self.oracle.now = self.table.last_number();
+        self.oracle.now = self.table().last_number();
         if more {
             self.owes(false);
         }
@@ -142,7 +142,7 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
             return;
         }
         let asked = core::mem::replace(&mut self.oracle.pages, before);
-        let after = Dump::of(&self.table);
+        let after = self.words();
         for level in [Level::L1G, Level::L2M] {
             let is_split = |at: &Key| at.1 == level && after.tables.contains_key(at);
             let leaves: Vec<Key> = after.tables.keys().filter(|at| is_split(at)).copied().collect();
@@ -189,12 +189,12 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
     }
 
     pub(super) fn merge_in_rounds(&mut self, range: GpaRange, way: Way) {
-        let resize = self.table.start_merge(range);
+        let resize = self.table().start_merge(range);
         let hidden = self.oracle.hidden.clone();
         let (resized, (), trouble) = self.carry_out(resize, way);
         let merged = self.adopt_merges(range, false);
         assert_eq!(resized.changed, merged, "{range}: merges counted");
-        let after = Dump::of(&self.table);
+        let after = self.words();
         if !resized.cancelled && !trouble && resized.declined == 0 {
             let open = |at: &&Key| !hidden.contains_key(*at) && !self.oracle.closed.contains_key(*at);
             let mut inside =
@@ -208,7 +208,7 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
 
     /// Takes over that tables were merged, small ones first. Says how many.
     pub(super) fn adopt_merges(&mut self, range: GpaRange, fence: bool) -> u64 {
-        let after = Dump::of(&self.table);
+        let after = self.words();
         let mut gone: Vec<Key> =
             self.dump.tables.keys().filter(|at| !after.tables.contains_key(*at)).copied().collect();
         self.left = Left::Exactly(gone.clone());
@@ -226,12 +226,12 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
     }
 
     pub(super) fn probe_range(&mut self, range: GpaRange, level: Level, budget: u32) {
-        let result = self.table.probe_candidates(range, level, range.start(), budget);
+        let result = self.table().probe_candidates(range, level, range.start(), budget);
         let ask = Ask::of(is_leaf).misfit(level == Level::L4K);
         let (probed, _) = self.judge_range(range, ask, result);
         self.refused = false;
         // What was learnt is in the table.
-        let after = Dump::of(&self.table);
+        let after = self.words();
         let mut learnt = 0;
         for (run, page) in after.pages.within(pages_in(range)) {
             if page.state != LeafState::Mapped {

@@ -79,7 +79,7 @@ impl Rules for TdxMirror {
     }
 }
 
-pub(super) type Table<F, X> = SecurePageTable<F, Arena, X>;
+pub(super) type Table<'m, F, X> = SecurePageTable<F, &'m Arena, X>;
 
 /// The TEE, or none.
 pub(super) trait Side<F: Rules>: External + Sized {
@@ -93,8 +93,13 @@ pub(super) trait Side<F: Rules>: External + Sized {
     }
 
     /// Carries out what only a table without a TEE can do.
-    fn without_tee(trial: &mut Trial<F, Self>, op: &Op) {
+    fn without_tee(trial: &mut Trial<'_, F, Self>, op: &Op) {
         let _ = (trial, op);
+    }
+
+    /// Carries out operations that need the table alone, without a TEE.
+    fn alone(trial: &mut Trial<'_, F, Self>, ops: &[Op]) {
+        let _ = (trial, ops);
     }
 }
 
@@ -157,7 +162,11 @@ impl<F: HardwareWalked + Rules> Side<F> for Direct<Beat> {
         }
     }
 
-    fn without_tee(trial: &mut Trial<F, Self>, op: &Op) {
+    fn without_tee(trial: &mut Trial<'_, F, Self>, op: &Op) {
         trial.step_without_tee(op);
+    }
+
+    fn alone(trial: &mut Trial<'_, F, Self>, ops: &[Op]) {
+        trial.run_alone(ops);
     }
 }

@@ -8,11 +8,11 @@ use super::trial::{Left, Trial, Wants};
 use super::{Memory, Op, Proof};
 use crate::{
     Entry, Fenced, Fill, Frame, FrameStore, GpaEntry, GpaRange, Hpa, LeafState, Level, Obligation, Observed,
-    Permissions,
+    Permissions, Returned, TableError, Tainted,
 };
 use std::vec;
 
-impl<F: Rules, X: Side<F>> Trial<F, X> {
+impl<F: Rules, X: Side<F>> Trial<'_, F, X> {
     /// Carries out what any table can do.
     pub(super) fn step(&mut self, op: &Op) {
         match *op {
@@ -21,9 +21,15 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
                 let backing = backing.map(|memory| Hpa::truncate(self.host(at.gpa(), memory) << 12));
                 self.link(at, backing, short);
             }
+            Op::LinkTo { at, memory, short } => self.link_to(self.at(at, Wants::Hole), memory, short),
             Op::Map { at, memory, copy, exclusive, size } => {
                 let at = self.at(at, Wants::Hole);
-                self.map(at, memory, copy, exclusive, size.unwrap_or(at.level()));
+                self.map_by(at, memory, copy, size.unwrap_or(at.level()), None, |trial, page, fill| {
+                    match exclusive {
+                        true => trial.table_mut().exclusive().map(at, page, fill),
+                        false => trial.table().map(at, page, fill),
+                    }
+                });
             }
             Op::Block(at) => self.block(self.at(at, Wants::Used)),
             Op::Unblock(at, proof) => {
@@ -59,7 +65,7 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
             Op::Accept(span) => self.accept(self.range(span, 512 << 12)),
             Op::Touch(at, dirty) => self.touch(self.at(at, Wants::Page), dirty),
             Op::Fail { op, after, fault } => {
-                if let (Some(tee), None) = (self.table.external().tee(), self.fault) {
+                if let (Some(tee), None) = (self.tee(), self.fault) {
                     let nth = u64::from(after) + 1;
                     tee.fail(op, nth, fault);
                     self.fault = Some((op, tee.calls(op) + nth));
@@ -79,46 +85,26 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
         self.show(proof)
     }
 
-    pub(super) fn link(&mut self, at: GpaEntry, backing: Option<Hpa>, short: bool) {
-        let need = self.table.table_cost(at, backing);
-        let mut store = self.stock(need, short);
-        let before = store.kept();
-        let result = self.table.link(at, backing, &mut store);
-        let used = self.unstock(before, store);
-        let misfit = at.level() == Level::L4K
-            || at.level() > F::top(self.table.config())
-            || backing.is_some_and(|hpa| !hpa.is_aligned(at.level()));
-        if self.judge(at, Ask::of(is_free).misfit(misfit).short(short), result).is_some() {
-            assert_eq!(used, need, "{at}: frames that a table takes");
-            self.describe(at, backing);
-        } else {
-            assert!(used.is_none(), "{at}: frames lost");
-        }
-    }
-
-    /// Notes what the TEE's metadata pages of a new table describe.
-    pub(super) fn describe(&mut self, at: GpaEntry, backing: Option<Hpa>) {
-        let tee = self.table.external().tee().is_some();
-        if let Some(hpa) = backing.filter(|_| tee && self.metadata && at.level() == Level::L2M) {
-            self.oracle.described.insert(key(at), hpa);
-        }
-    }
-
-    pub(super) fn map(&mut self, at: GpaEntry, memory: Memory, copy: bool, exclusive: bool, size: Level) {
+    /// Maps with `map`, and notes what came of it. `linking` if that hangs in missing tables, and whether a frame for one
+    /// is short. Says whether it was mapped.
+    pub(super) fn map_by(
+        &mut self,
+        at: GpaEntry,
+        memory: Memory,
+        copy: bool,
+        size: Level,
+        linking: Option<bool>,
+        map: impl FnOnce(&mut Self, Frame, Fill) -> Result<(), Returned<TableError<X::Error>, Frame>>,
+    ) -> bool {
         let page = Hpa::truncate(self.host(at.gpa(), memory) << 12).align_down(size);
         let host = page.raw() >> 12;
         // Memory that the host does not have cannot be handed in.
         if size > Level::L1G || !self.oracle.lent.none_in(host..host + size.pages()) {
-            return;
+            return false;
         }
         let frame = Frame::from_ledger(page, size);
         let fill = if copy { Fill::Copy(Hpa::default()) } else { Fill::OnAccept };
-        let result = if exclusive {
-            self.table.exclusive().map(at, frame, fill)
-        } else {
-            self.table.map(at, frame, fill)
-        };
-        let result = result.map_err(|refused| {
+        let result = map(self, frame, fill).map_err(|refused| {
             assert_eq!(
                 (refused.held.hpa(), refused.held.level()),
                 (page, size),
@@ -126,11 +112,14 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
             );
             refused.error
         });
-        let largest = self.table.external().max_map().min(F::max_leaf(self.table.config()));
-        let misfit = size != at.level() || size > largest || copy && size > Level::L4K;
-        if self.judge(at, Ask::of(is_free).misfit(misfit).sized(), result).is_some() {
+        let misfit = size != at.level() || size > self.largest || copy && size > Level::L4K;
+        let (linking, short) = (linking.is_some(), linking == Some(true));
+        let ask = Ask { linking, short, ..Ask::of(is_free).misfit(misfit).sized() };
+        let mapped = self.judge(at, ask, result).is_some();
+        if mapped {
             self.mapped(at, host, copy);
         }
+        mapped
     }
 
     /// Notes a page that was mapped.
@@ -140,9 +129,8 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
     }
 
     pub(super) fn block(&mut self, at: GpaEntry) {
-        let result = self.table.block(at);
-        if self.judge(at, Ask::of(is_used).misfit(at.level() > F::top(self.table.config())), result).is_none()
-        {
+        let result = self.table().block(at);
+        if self.judge(at, Ask::of(is_used).misfit(at.level() > F::top(self.config)), result).is_none() {
             return;
         }
         let now = self.oracle.now;
@@ -156,7 +144,7 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
     }
 
     pub(super) fn unblock(&mut self, at: GpaEntry, fence: &Fenced, shown: Shown) {
-        let result = self.table.unblock(at, fence);
+        let result = self.table().unblock(at, fence);
         if self.judge(at, self.ask(at, is_used).shown(shown), result).is_some() {
             self.oracle.hidden.remove(&key(at));
             self.oracle.pages.change(pages_of(at), |page| match self.dump.is_table(at) {
@@ -168,20 +156,20 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
 
     /// An operation at a level that may be above the root.
     pub(super) fn ask(&self, at: GpaEntry, accepts: fn(Entry) -> bool) -> Ask {
-        Ask::of(accepts).misfit(at.level() > F::top(self.table.config()))
+        Ask::of(accepts).misfit(at.level() > F::top(self.config))
     }
 
     fn protect(&mut self, at: GpaEntry, permissions: Permissions) {
-        let result = self.table.protect(at, permissions);
+        let result = self.table().protect(at, permissions);
         let ask = Ask { unsayable: !F::can_say(permissions), ..self.ask(at, is_leaf) };
         if self.judge(at, ask, result).is_some() {
-            assert!(self.table.external().tee().is_none(), "{at}: the TEE has no such call");
+            assert!(self.tee().is_none(), "{at}: the TEE has no such call");
             self.oracle.pages.change(pages_of(at), |page| Page { permissions, ..page });
         }
     }
 
     fn probe(&mut self, at: GpaEntry) {
-        let result = self.table.probe(at);
+        let result = self.table().probe(at);
         let Some(observed) = self.judge(at, self.ask(at, is_anything), result) else { return };
         let leaf = self.oracle.leaf(at);
         let is_table = self.dump.is_table(at);
@@ -203,14 +191,14 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
     }
 
     pub(super) fn remove(&mut self, at: GpaEntry, fence: &Fenced, shown: Shown) {
-        let result = self.table.remove(at, fence);
+        let result = self.table().remove(at, fence);
         if let Some(page) = self.judge(at, self.ask(at, is_leaf).shown(shown), result) {
             self.removed(at, page);
         }
     }
 
     /// A page came out.
-    pub(super) fn removed(&mut self, at: GpaEntry, page: Frame<crate::Tainted>) {
+    pub(super) fn removed(&mut self, at: GpaEntry, page: Frame<Tainted>) {
         let was = self.oracle.leaf(at).unwrap_or_else(|| panic!("{at}: there was no page"));
         assert_eq!((page.hpa().raw() >> 12, page.level()), (was.host, was.level), "{at}: another page");
         self.oracle.unmap(pages_of(at), F::DESTROYS);
@@ -218,7 +206,7 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
     }
 
     pub(super) fn unlink(&mut self, at: GpaEntry, fence: &Fenced, shown: Shown, foreign: bool) {
-        let result = self.with_obligation(foreign, |trial, owed| trial.table.unlink(at, fence, owed));
+        let result = self.with_obligation(foreign, |trial, owed| trial.table().unlink(at, fence, owed));
         if self.judge(at, self.ask(at, is_table).shown(shown).foreign(foreign), result).is_some() {
             assert!(self.oracle.pages.none_in(pages_of(at)), "{at}: a table with pages was unlinked");
             let below = self
@@ -238,11 +226,7 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
         foreign: bool,
         run: impl FnOnce(&mut Self, &mut Obligation) -> T,
     ) -> T {
-        let mut owed = if foreign {
-            self.foreign_obligation()
-        } else {
-            core::mem::replace(&mut self.owed, self.table.obligation())
-        };
+        let mut owed = if foreign { self.foreign_obligation() } else { self.take_owed() };
         let result = run(self, &mut owed);
         if foreign {
             assert!(owed.is_empty(), "a table went into another one's obligation");
@@ -254,10 +238,10 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
 
     fn split(&mut self, at: GpaEntry, fence: &Fenced, shown: Shown, short: bool) {
         let backing = self.oracle.leaf(at).map(|page| Hpa::truncate(page.host << 12));
-        let need = self.table.table_cost(at, backing);
+        let need = self.table().table_cost(at, backing);
         let mut store = self.stock(need, short);
         let before = store.kept();
-        let result = self.table.split(at, fence, &mut store);
+        let result = self.table().split(at, fence, &mut store);
         let used = self.unstock(before, store);
         let ask = self.ask(at, is_leaf).shown(shown).short(short);
         let ask = ask.misfit(ask.misfit || at.level() == Level::L4K);
@@ -278,7 +262,7 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
     }
 
     fn merge(&mut self, at: GpaEntry, fence: &Fenced, shown: Shown, foreign: bool) {
-        let result = self.with_obligation(foreign, |trial, owed| trial.table.merge(at, fence, owed));
+        let result = self.with_obligation(foreign, |trial, owed| trial.table().merge(at, fence, owed));
         let ask = self.ask(at, is_table).shown(shown).foreign(foreign).sized();
         let ask = ask.misfit(at.level() > self.oracle.max_leaf());
         if self.judge(at, ask, result).is_some() {
@@ -297,7 +281,7 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
     }
 
     fn inhibit(&mut self, at: GpaEntry, inhibit: bool) {
-        let result = self.table.inhibit(at, inhibit);
+        let result = self.table().inhibit(at, inhibit);
         let ask = self.ask(at, |entry| !is_leaf(entry));
         if self.judge(at, ask.misfit(ask.misfit || at.level() == Level::L4K), result).is_some() {
             if inhibit {
@@ -311,19 +295,22 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
     /// Starts fences; the last one may be held up for a while.
     fn fences(&mut self, count: u16, held: bool) {
         for _ in 1..count {
-            let _ = self.table.grace();
+            let _ = self.table().grace();
             self.oracle.now += 1;
         }
-        self.table.external().hold(held);
-        let (ticket, quiet) = (self.table.fence(), self.table.grace());
+        self.table().external().hold(held);
+        let (ticket, quiet) = (self.table().fence(), self.table().grace());
         self.oracle.now += 2;
         if held {
-            let early = ticket.as_ref().ok().and_then(|ticket| self.table.fenced(ticket));
-            assert!(early.is_none() && self.table.quiet(&quiet).is_none(), "a fence that is held has ended");
-            self.table.external().hold(false);
+            let early = ticket.as_ref().ok().and_then(|ticket| self.table().fenced(ticket));
+            assert!(
+                early.is_none() && self.table().quiet(&quiet).is_none(),
+                "a fence that is held has ended"
+            );
+            self.table().external().hold(false);
         }
-        assert!(self.table.quiet(&quiet).is_some(), "the grace period has ended");
-        assert!(self.table.fenced(&quiet).is_none(), "a grace period is no fence");
+        assert!(self.table().quiet(&quiet).is_some(), "the grace period has ended");
+        assert!(self.table().fenced(&quiet).is_none(), "a grace period is no fence");
         self.fence();
     }
 
@@ -336,9 +323,9 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
         let quiet = if fence {
             self.fence().map(|fence| fence.quiet())
         } else {
-            let ticket = self.table.grace();
+            let ticket = self.table().grace();
             self.oracle.now += 1;
-            self.table.quiet(&ticket)
+            self.table().quiet(&ticket)
         };
         if let Some(quiet) = quiet {
             self.settle_by(&quiet, Shown::Number(number), fence);
@@ -346,9 +333,9 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
     }
 
     fn settle_by(&mut self, quiet: &crate::Quiet, shown: Shown, fence: bool) {
-        let owed = core::mem::replace(&mut self.owed, self.table.obligation());
+        let owed = self.take_owed();
         let empty = owed.is_empty();
-        match self.table.settle(owed, quiet, &self.pool) {
+        match self.table().settle(owed, quiet, &self.pool) {
             Ok(settled) => {
                 self.all_settled(settled, empty, shown, fence);
                 // Nobody asked for the pages: whoever lent them knows them.
@@ -387,7 +374,7 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
 
     /// The guest accepts the pages of a range, as far as it can.
     fn accept(&mut self, range: GpaRange) {
-        if let Some(tee) = self.table.external().tee() {
+        if let Some(tee) = self.tee() {
             let mut next = range.start().raw();
             while next < range.end() {
                 let gpa = crate::Gpa::truncate(next);
@@ -405,7 +392,7 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
             let (Some(table), Some(raw)) = (self.dump.holder(at), self.dump.word(at)) else { return };
             let word = crate::Word::Entry(at.level().index(at.gpa()));
             crate::TableMemory::store(
-                self.table.memory(),
+                self.table().memory(),
                 table,
                 word,
                 raw | bit,

@@ -1,6 +1,6 @@
 //! Hiding, showing and taking a range, and its empty tables.
 
-use super::dump::{Dump, Key, Page, entry_of, key, pages_in, pages_of};
+use super::dump::{Key, Page, entry_of, key, pages_in, pages_of};
 use super::judge::{Ask, is_leaf, is_used};
 use super::oracle::{OwedPage, Shown};
 use super::side::{Rules, Side};
@@ -9,9 +9,9 @@ use crate::{Fenced, Gpa, GpaEntry, GpaRange, Level};
 use core::ops::Range;
 use std::{collections::btree_map::Entry as Slot, vec::Vec};
 
-impl<F: Rules, X: Side<F>> Trial<F, X> {
+impl<F: Rules, X: Side<F>> Trial<'_, F, X> {
     pub(super) fn block_range(&mut self, range: GpaRange) {
-        let result = self.table.block_range(range);
+        let result = self.table().block_range(range);
         let (done, to) = self.judge_range(range, Ask::of(is_used), result);
         let (pages, tables) = self.adopt_blocks(range, to);
         if let Some(done) = done {
@@ -30,7 +30,7 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
 
     /// Takes over what was blocked in the range up to `to`. Says how many pages and tables.
     pub(super) fn adopt_blocks(&mut self, range: GpaRange, to: u64) -> (u64, u64) {
-        let after = Dump::of(&self.table);
+        let after = self.words();
         let now = self.oracle.now;
         let (mut pages, mut tables) = (0, 0);
         for (run, page) in after.pages.within(pages_in(range)) {
@@ -58,12 +58,12 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
     }
 
     pub(super) fn unblock_range(&mut self, range: GpaRange, fence: &Fenced, shown: Shown) {
-        let result = self.table.unblock_range(range, fence);
+        let result = self.table().unblock_range(range, fence);
         let ask = Ask::of(|entry| is_used(entry) && !is_leaf(entry)).shown(shown);
         let (done, _) = self.judge_range(range, ask, result);
         // A table that begins where it stopped may be shown already.
         self.refused = false;
-        let after = Dump::of(&self.table);
+        let after = self.words();
         let (mut pages, mut tables) = (0, 0);
         for (run, page) in after.pages.within(pages_in(range)) {
             if page.blocked.is_some() {
@@ -96,7 +96,7 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
     pub(super) fn take_range(&mut self, range: GpaRange, fence: &Fenced, shown: Shown, foreign: bool) {
         let mut taken = Vec::new();
         let result = self.with_obligation(foreign, |trial, owed| {
-            trial.table.take_range(range, fence, owed, |at, page| taken.push((at, page)))
+            trial.table().take_range(range, fence, owed, |at, page| taken.push((at, page)))
         });
         let ask = Ask::of(|entry| is_used(entry) && !is_leaf(entry)).shown(shown).foreign(foreign);
         let (done, to) = self.judge_range(range, ask, result);
@@ -122,7 +122,7 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
     /// Takes over that tables left with everything below them; `may` checks each of the outermost. Says how many those
     /// are.
     pub(super) fn adopt_departure(&mut self, range: GpaRange, may: impl Fn(&Self, GpaEntry)) -> u64 {
-        let after = Dump::of(&self.table);
+        let after = self.words();
         let gone: Vec<Key> =
             self.dump.tables.keys().filter(|at| !after.tables.contains_key(*at)).copied().collect();
         let mut tables = 0;
@@ -155,7 +155,7 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
     }
 
     pub(super) fn block_empty_tables(&mut self, range: GpaRange) {
-        let result = self.table.block_empty_tables(range);
+        let result = self.table().block_empty_tables(range);
         let (done, to) = self.judge_range(range, Ask::of(|entry| is_used(entry) && !is_leaf(entry)), result);
         let before: Vec<Key> = self.oracle.hidden.keys().copied().collect();
         let (pages, tables) = self.adopt_blocks(range, to);
@@ -180,8 +180,8 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
         shown: Shown,
         foreign: bool,
     ) {
-        let result =
-            self.with_obligation(foreign, |trial, owed| trial.table.unlink_empty_tables(range, fence, owed));
+        let result = self
+            .with_obligation(foreign, |trial, owed| trial.table().unlink_empty_tables(range, fence, owed));
         let ask = Ask::of(|entry| is_used(entry) && !is_leaf(entry)).shown(shown).foreign(foreign);
         let (done, _) = self.judge_range(range, ask, result);
         let tables = self.adopt_departure(range, |trial, at| {
@@ -193,7 +193,7 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
         }
         if let Some(done) = done {
             assert_eq!((done.pages, done.tables), (0, tables), "{range}: counted");
-            let after = Dump::of(&self.table);
+            let after = self.words();
             let stays = |at: &&Key| {
                 range.covers(entry_of(**at)) && self.is_empty(at) && after.tables.contains_key(*at)
             };

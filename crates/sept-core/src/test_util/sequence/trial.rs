@@ -4,10 +4,10 @@ use super::dump::{Dump, Key, Words, entry_of, key};
 use super::oracle::{Oracle, Shown};
 use super::side::{Rules, Side, Table};
 use super::{Memory, Op, Place, Proof, Span, Spot};
-use crate::test_util::{Arena, FramePool, MockOp, VecStore};
+use crate::test_util::{Arena, FramePool, MockOp, MockTee, VecStore};
 use crate::{
     FenceTicket, Fenced, Frame, FrameKind, FrameNeeds, FrameSource, FrameStore, Gpa, GpaEntry, GpaRange, Hpa,
-    Level, Obligation, SecurePageTable, Tainted,
+    Level, Obligation, Tainted, Unmapped,
 };
 use std::{boxed::Box, collections::BTreeMap, vec::Vec};
 
@@ -38,8 +38,12 @@ pub(super) enum Left {
     Any,
 }
 
-pub(super) struct Trial<F: Rules, X: Side<F>> {
-    pub(super) table: Table<F, X>,
+pub(super) struct Trial<'m, F: Rules, X: Side<F>> {
+    arena: &'m Arena,
+    pub(super) config: F::Config,
+    pub(super) root: Hpa,
+    /// Away while somebody has it alone.
+    pub(super) table: Option<Table<'m, F, X>>,
     pub(super) pool: FramePool,
     pub(super) oracle: Oracle,
     pub(super) owed: Obligation,
@@ -47,7 +51,9 @@ pub(super) struct Trial<F: Rules, X: Side<F>> {
     pub(super) owed_frames: BTreeMap<u64, FrameKind>,
     /// The last fences, youngest first.
     proofs: Vec<(Fenced, u64)>,
-    foreign: (Fenced, Hpa, SecurePageTable<F, Arena, X>),
+    foreign: (Fenced, Table<'m, F, X>),
+    /// Pages that were unmapped since the last fence.
+    pub(super) unmapped: Vec<(GpaEntry, Unmapped)>,
     /// The table as it was before the operation.
     pub(super) dump: Dump,
     pub(super) donated: BTreeMap<u64, FrameKind>,
@@ -58,33 +64,43 @@ pub(super) struct Trial<F: Rules, X: Side<F>> {
     /// A failure that the TEE will make: the kind of call and its number.
     pub(super) fault: Option<(MockOp, u64)>,
     pub(super) metadata: bool,
+    /// Largest page that can be mapped.
+    pub(super) largest: Level,
     pub(super) windows: [u64; 3],
     /// For samples.
     pub(super) seed: u64,
 }
 
-impl<F: Rules, X: Side<F>> Trial<F, X> {
-    /// An empty table of a guest whose addresses end at `end`.
-    pub(super) fn new(config: F::Config, end: u64, metadata: bool) -> Self {
+/// Memory for the tables of a trial.
+pub(super) fn arena() -> Arena {
+    Arena::new(Hpa::default(), FRAMES, Box::new(|_, _| {}))
+}
+
+impl<'m, F: Rules, X: Side<F>> Trial<'m, F, X> {
+    /// An empty table of a guest whose addresses end at `end`, in an empty arena.
+    pub(super) fn new(arena: &'m Arena, config: F::Config, end: u64, metadata: bool) -> Self {
         let table = |pool: &FramePool| {
             let root = pool.take(FrameKind::MirrorTable, Hpa::default()).expect("an empty pool");
-            let memory = Arena::new(Hpa::default(), FRAMES, Box::new(|_, _| {}));
-            SecurePageTable::new(config, memory, X::new(F::top(config), metadata), root)
+            Table::<F, X>::new(config, arena, X::new(F::top(config), metadata), root)
         };
-        let pool = FramePool::new(Hpa::default(), FRAMES as u64);
-        // On memory of its own, and another root address.
-        let stranger: Table<F, X> = table(&FramePool::new(Hpa::truncate(4096 * (FRAMES as u64 - 1)), 1));
+        // One frame of the arena is another table's root.
+        let pool = FramePool::new(Hpa::default(), FRAMES as u64 - 1);
+        let stranger = table(&FramePool::new(Hpa::truncate(4096 * (FRAMES as u64 - 1)), 1));
         let ticket = stranger.fence().expect("nothing fails yet");
         let foreign = stranger.fenced(&ticket).expect("ends at once");
         let table = table(&pool);
         let boundary = if F::top(config) == Level::L256T && end > 1 << 48 { 1 << 48 } else { 1 << 39 };
-        let dump = Dump::of(&table);
+        let dump = Dump::of::<F>(arena, table.root(), config);
         let mut trial = Self {
+            arena,
+            config,
+            root: table.root(),
             oracle: Oracle::new(F::top(config), end, table.max_leaf()),
             owed: table.obligation(),
             owed_frames: BTreeMap::new(),
             proofs: Vec::new(),
-            foreign: (foreign, stranger.root(), stranger),
+            foreign: (foreign, stranger),
+            unmapped: Vec::new(),
             dump,
             donated: BTreeMap::new(),
             refused: false,
@@ -92,14 +108,34 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
             used: FrameNeeds::NONE,
             fault: None,
             metadata,
+            largest: table.external().max_map().min(F::max_leaf(config)),
             windows: [0, boundary - 2 * G1, end - 2 * G1],
             seed: 1,
-            table,
+            table: Some(table),
             pool,
         };
         trial.fence();
         trial.refused = false;
         trial
+    }
+
+    /// The table, which nobody has alone.
+    pub(super) fn table(&self) -> &Table<'m, F, X> {
+        self.table.as_ref().expect("nobody has it alone")
+    }
+
+    pub(super) fn table_mut(&mut self) -> &mut Table<'m, F, X> {
+        self.table.as_mut().expect("nobody has it alone")
+    }
+
+    /// The TEE, if there is one.
+    pub(super) fn tee(&self) -> Option<&MockTee> {
+        self.table.as_ref()?.external().tee()
+    }
+
+    /// What stands in the table now.
+    pub(super) fn words(&self) -> Dump {
+        Dump::of::<F>(self.arena, self.root, self.config)
     }
 
     pub(super) fn gpa(&self, spot: Spot) -> Gpa {
@@ -206,7 +242,7 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
     /// Starts a fence and waits for it, which is at once.
     pub(super) fn fence(&mut self) -> Option<Fenced> {
         let number = self.oracle.now;
-        let ticket = self.table.fence();
+        let ticket = self.table().fence();
         self.oracle.now += 1;
         let Ok(ticket) = ticket else {
             assert!(self.fault_was_hit(), "no fence to be had");
@@ -219,8 +255,8 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
     }
 
     pub(super) fn fenced(&self, ticket: &FenceTicket<X::Ticket>) -> Fenced {
-        assert!(self.foreign.2.fenced(ticket).is_none(), "another table's ticket");
-        self.table.fenced(ticket).expect("the fence has ended")
+        assert!(self.foreign.1.fenced(ticket).is_none(), "another table's ticket");
+        self.table().fenced(ticket).expect("the fence has ended")
     }
 
     /// The proof to show, and whether to show an obligation of another table with it.
@@ -240,13 +276,19 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
         self.seed >> 33
     }
 
+    /// The obligation; put it back, or an empty one.
+    pub(super) fn take_owed(&mut self) -> Obligation {
+        let empty = self.table.as_ref().map_or_else(|| self.foreign_obligation(), |table| table.obligation());
+        core::mem::replace(&mut self.owed, empty)
+    }
+
     /// An obligation of another table.
     pub(super) fn foreign_obligation(&self) -> Obligation {
-        self.foreign.2.obligation()
+        self.foreign.1.obligation()
     }
 
     pub(super) fn fault_was_hit(&self) -> bool {
-        let calls = |op| self.table.external().tee().map_or(0, |tee| tee.calls(op));
+        let calls = |op| self.tee().map_or(0, |tee| tee.calls(op));
         self.fault.is_some_and(|(op, number)| calls(op) >= number)
     }
 
@@ -260,7 +302,7 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
     pub(super) fn reclaim(&mut self, page: Frame<Tainted>) {
         let mut page = page;
         loop {
-            match self.table.reclaim(page) {
+            match self.table().reclaim(page) {
                 Ok(page) => {
                     let first = page.hpa().raw() >> 12;
                     return self.oracle.give_back(first..first + page.level().pages());
@@ -274,11 +316,23 @@ impl<F: Rules, X: Side<F>> Trial<F, X> {
         }
     }
 
-    /// Carries out one operation and checks everything.
-    pub(super) fn run(&mut self, op: &Op) {
-        self.step(op);
-        X::without_tee(self, op);
-        self.check();
+    /// Carries out operations and checks everything after each. Those that need the table alone are done in one go, with a
+    /// look at the words after each.
+    pub(super) fn run(&mut self, ops: &[Op]) {
+        let mut rest = ops;
+        while let Some((op, after)) = rest.split_first() {
+            let alone = rest.iter().take_while(|op| op.is_alone()).count();
+            if alone > 0 && self.tee().is_none() {
+                let (ops, after) = rest.split_at(alone);
+                X::alone(self, ops);
+                rest = after;
+            } else {
+                self.step(op);
+                X::without_tee(self, op);
+                rest = after;
+            }
+            self.check();
+        }
     }
 
     /// All frames of the obligation that it settled are the host's again.
