@@ -283,7 +283,8 @@ impl fmt::Debug for FrameNeeds {
 /// [`FrameKind::TeeMetadata`] comes *ready*: its cache lines are clean and, where the TEE keeps metadata per
 /// 2 MiB region (Dynamic PAMT), the source has seen to that region.
 pub trait FrameSource {
-    /// A 4 KiB frame for `kind`, on the NUMA node of `near` if there is a choice.
+    /// A 4 KiB frame for `kind`, on the NUMA node of `near`. Where that has none, the source decides: a frame of another
+    /// node, or `None`.
     fn take(&self, kind: FrameKind, near: Hpa) -> Option<Frame>;
 
     /// Takes a frame back. Cannot fail.
