@@ -13,7 +13,7 @@ use vmemmap_prealloc::{
     Atom, AtomDone, AtomError, Commit, Geometry, Reservation, Round, TailScheme, VmemmapBackend,
     VmemmapNeeds, install_templates,
     model::{Frozen, HostModel, Nodes},
-    optimize, pages_to_restore, restore,
+    optimize, restore,
 };
 
 #[derive(Arbitrary, Debug)]
@@ -206,12 +206,14 @@ impl Host {
         if !model.is_optimized(t.block()) {
             return;
         }
-        let mut store = VecStore::default();
-        let need = pages_to_restore(model, &layout);
-        let needs = FrameNeeds::of(FrameKind::Vmemmap, u32::try_from(need).unwrap());
-        needs.fill(&mut store, &self.pool, t.block().base().hpa()).unwrap();
-        assert_eq!(restore(model, model, &layout, 1, &mut store).unwrap().vmemmap.fresh, need);
+        let needs = VmemmapNeeds::to_restore(model, &layout);
+        let mut held = Reservation::new(t.block(), needs.node, VecStore::default());
+        held.fill(model, &needs, 0, &self.pool).unwrap();
+        let done = restore(model, model, &layout, 1, held.lend().pages).unwrap();
+        assert_eq!(done.vmemmap.fresh, needs.fresh);
+        assert!(held.is_empty(model));
         self.check(t);
-        assert_eq!(optimize(model, model, &layout, 1, &self.pool).unwrap().released, need);
+        let needs = VmemmapNeeds::to_optimize(model, &layout);
+        assert_eq!(optimize(model, model, &layout, 1, &self.pool).unwrap().released, needs.released);
     }
 }

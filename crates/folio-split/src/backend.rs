@@ -19,7 +19,7 @@
 //! What is atomic to others: a reader of the index sees, for each page, the entry before or the entry after, both
 //! of them frozen folios that cover the page; a reader of `struct page`s gets no reference between 2 and 4.
 
-use crate::{CostModel, FlatArray, PageSet, Pfn, PfnBlock, Transition};
+use crate::{Change, CostModel, FlatArray, PageSet, Pfn, PfnBlock, Transition};
 use sept_core::{Class, Classify};
 
 /// Folio metadata and page index of the host.
@@ -162,10 +162,10 @@ pub fn nodes_to_split<A: PageSet, B: PageSet>(
     transition: &Transition<A, B>,
     whole: PfnBlock,
 ) -> Result<u64, CommitError> {
-    let to = transition.to_layout();
-    match to.within(whole) {
-        Some(part) if transition.splits(whole) => Ok(index.units(&part.counts())),
-        _ => Err(CommitError::NotASplit { whole }),
+    if transition.splits(whole) {
+        Ok(transition.delta_of(Change::Split(whole), index).needed)
+    } else {
+        Err(CommitError::NotASplit { whole })
     }
 }
 

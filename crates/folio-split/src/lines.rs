@@ -11,8 +11,8 @@ use crate::{Line, Order, OrderSet, PageSet, pages::run_from, tally::Tally};
 /// Pages in a line, as a power of two.
 pub(crate) const LINE: u8 = 12;
 
-/// Whether a set tells lines; page `first` is in one of them.
-pub(crate) fn told<S: PageSet + ?Sized>(small: &S, first: u64) -> bool {
+/// Whether a set can be read in lines; page `first` is in one of them.
+pub(crate) fn possible<S: PageSet + ?Sized>(small: &S, first: u64) -> bool {
     small.line(first >> LINE, &mut [0; 64])
 }
 

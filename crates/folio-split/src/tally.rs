@@ -31,7 +31,7 @@ pub(crate) fn count<S: PageSet + ?Sized>(
     let (mut at, mut runs) = (first, 0_u32);
     // Ends with the runs: `at` grows each time round.
     while let Some(run) = run_from(small, at).filter(|run| run.start < end) {
-        if runs == FEW && order.raw() >= LINE && smallest.raw() < LINE && lines::told(small, first) {
+        if runs == FEW && order.raw() >= LINE && smallest.raw() < LINE && lines::possible(small, first) {
             // From the start, as if no run had been read.
             *touched = [0; Order::COUNT];
             lines::count(order, orders, small, first, touched);

@@ -6,6 +6,20 @@
 //!
 //! The layout in which the pages of both sets are small is the coarsest one that refines both. It is what exists between the
 //! last split and the first merge, and its counts give what the splits take and the merges give back, exactly.
+//!
+//! # Merges
+//!
+//! Which folios can be formed follows from the set: those whose pages are no more in it. With two buddies that is one merge
+//! of two folios, with the last small page of a block it is the whole block, in one step; a host that
+//! merges late leaves pages in the set. Whether one can be formed *now* has conditions that the set does not know:
+//!
+//! * nobody but the host holds a reference on any of its pieces ([`FolioBackend::freeze`](crate::FolioBackend::freeze)
+//!   finds out, with a bounded number of attempts);
+//! * no page of it is broken, or has to be single for another reason: such pages are in the set, or the set is wrong;
+//! * where its tail pages are shared, the zone has the template (vmemmap-prealloc refuses before anything changed).
+//!
+//! A merge that is refused has changed nothing. Its pages stay in the set, and it is a candidate for the next transition.
+//! Neither allocates: a merge only gives back.
 
 use crate::{
     CostDelta, CostModel, FolioLayout, Folios, LayoutCounts, Order, OrderSet, PageSet, PfnBlock, Splice,
@@ -182,6 +196,29 @@ impl<A: PageSet, B: PageSet> Transition<A, B> {
             Between::Apart(between)
         };
         counts
+    }
+
+    /// What one of the changes takes or gives back. Those of all changes add up to [`Transition::delta`].
+    ///
+    /// Nothing, if the transition does not make this change.
+    #[must_use]
+    pub fn delta_of<M: CostModel + ?Sized>(&self, change: Change, cost: &M) -> CostDelta {
+        let whole = change.whole();
+        let fine = match change {
+            Change::Split(_) if self.splits(whole) => {
+                self.to_layout().within(whole).map(|part| part.counts())
+            }
+            Change::Merge(_) if self.merges(whole) => {
+                self.from_layout().within(whole).map(|part| part.counts())
+            }
+            _ => None,
+        };
+        let undivided = LayoutCounts::undivided(whole.order(), self.orders);
+        let units = fine.map_or(0, |fine| cost.units(&fine).saturating_sub(cost.units(&undivided)));
+        match change {
+            Change::Split(_) => CostDelta { needed: units, freed: 0 },
+            Change::Merge(_) => CostDelta { needed: 0, freed: units },
+        }
     }
 
     /// Units of one cost that the splits need and the merges give back. For several, take the counts once.

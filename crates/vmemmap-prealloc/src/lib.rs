@@ -104,7 +104,7 @@ pub use commit::{AtomDone, Commit, Refused, Remapped, Thawed};
 pub use geometry::{Geometry, GeometryError, Tail, TailScheme};
 pub use needs::{BlockState, OtherNode, VmemmapNeeds};
 pub use numa::NumaNode;
-pub use optimize::{optimize, pages_to_restore, restore};
+pub use optimize::{optimize, restore};
 pub use register::{RegisterError, install_tables, install_templates, templates};
 pub use reservation::{Reservation, ReserveError, Reserved};
 pub use savings::{RestorePath, Savings};

@@ -1,7 +1,7 @@
 //! What a transition takes and gives, before anything is done.
 
 use crate::{Geometry, NumaNode, TailScheme, VmemmapBackend, templates};
-use folio_split::{Change, Order, OrderSet, PageSet, PfnBlock, Transition, TransitionCounts};
+use folio_split::{Change, FolioLayout, Order, OrderSet, PageSet, PfnBlock, Transition, TransitionCounts};
 use sept_core::{Class, Classify, FrameKind, FrameNeeds};
 
 /// Whether tail pages of a block are shared.
@@ -111,6 +111,42 @@ impl VmemmapNeeds {
             templates: templates_missing(backend, block, transition.orders()),
             ..Self::with_counts(transition, counts, &geometry, BlockState::Optimized)
         }
+    }
+
+    /// What [`optimize`](crate::optimize) gives, and what it lacks: page tables and templates, to be installed before.
+    #[must_use]
+    pub fn to_optimize<V, S>(backend: &V, layout: &FolioLayout<S>) -> Self
+    where
+        V: VmemmapBackend + ?Sized,
+        S: PageSet,
+    {
+        let (block, geometry) = (layout.block(), backend.geometry());
+        let node = backend.node_of(block);
+        if backend.is_optimized(block) {
+            return Self { node, ..Self::default() };
+        }
+        let released = geometry.all_tail_pages(&layout.counts());
+        Self {
+            node,
+            released,
+            flushes: released.min(1),
+            tables: backend.tables_missing(block),
+            templates: templates_missing(backend, block, layout.orders()),
+            ..Self::default()
+        }
+    }
+
+    /// What [`restore`](crate::restore) takes.
+    #[must_use]
+    pub fn to_restore<V, S>(backend: &V, layout: &FolioLayout<S>) -> Self
+    where
+        V: VmemmapBackend + ?Sized,
+        S: PageSet,
+    {
+        let (block, geometry) = (layout.block(), backend.geometry());
+        let optimized = backend.is_optimized(block);
+        let fresh = if optimized { geometry.all_tail_pages(&layout.counts()) } else { 0 };
+        Self { node: backend.node_of(block), fresh, flushes: fresh.min(1), ..Self::default() }
     }
 
     /// The needs of two transitions of different blocks of one node. Tables and templates that both lack count twice.

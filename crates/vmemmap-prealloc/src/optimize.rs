@@ -3,15 +3,15 @@
 //! No transition needs this: they go from layout to layout directly. It is for a block that comes to the host with its whole
 //! vmemmap, and for one that leaves: to be unplugged, or given to an owner who writes to tails.
 
-use crate::{Applied, ApplyError, AtomDone, AtomError, VmemmapBackend, walk::Walk};
+use crate::{Applied, ApplyError, AtomDone, AtomError, VmemmapBackend, VmemmapNeeds, walk::Walk};
 use folio_split::{FolioBackend, FolioLayout, PageSet};
 use sept_core::{FrameKind, FrameSource, FrameStore};
 
 /// Lets a block whose vmemmap is all its own share the tail pages of its layout, and gives the pages that this frees to
 /// `source`.
 ///
-/// Freezes all its folios, with `tries` attempts each. No page is allocated: each folio keeps its first pages. The page
-/// tables and templates must be there ([`install_tables`](crate::install_tables),
+/// [`VmemmapNeeds::to_optimize`] says how many. Freezes all its folios, with `tries` attempts each. No page is allocated: each
+/// folio keeps its first pages. The page tables and templates must be there ([`install_tables`](crate::install_tables),
 /// [`install_templates`](crate::install_templates)). Where readers are in RCU sections, a grace period has passed since
 /// the folios are what they are.
 ///
@@ -60,18 +60,8 @@ where
     Ok(AtomDone { vmemmap, released, flushes: 1, ..AtomDone::default() })
 }
 
-/// Vmemmap pages that [`restore`] takes; 0 for a block that is not optimized.
-#[must_use]
-pub fn pages_to_restore<V, S>(vmemmap: &V, layout: &FolioLayout<S>) -> u64
-where
-    V: VmemmapBackend + ?Sized,
-    S: PageSet,
-{
-    let optimized = vmemmap.is_optimized(layout.block());
-    if optimized { vmemmap.geometry().all_tail_pages(&layout.counts()) } else { 0 }
-}
-
 /// Gives a block every page of its vmemmap back, in the layout it has, from `store`: the opposite of [`optimize`].
+/// [`VmemmapNeeds::to_restore`] says what it takes.
 ///
 /// # Errors
 ///
@@ -93,7 +83,8 @@ where
     if !vmemmap.is_optimized(whole) {
         return Ok(AtomDone::default());
     }
-    let (need, have) = (pages_to_restore(vmemmap, layout), u64::from(store.count(FrameKind::Vmemmap)));
+    let need = VmemmapNeeds::to_restore(vmemmap, layout).fresh;
+    let have = u64::from(store.count(FrameKind::Vmemmap));
     if have < need {
         return Err(ApplyError::Short { whole, need, have }.into());
     }

@@ -9,12 +9,12 @@ mod common;
 
 use common::{Held, SCHEMES, block, carry_out, commit, host, reserve};
 use folio_split::{Empty, FolioLayout, Order, OrderSet, Pfn, Transition};
-use sept_core::{FrameKind, FrameNeeds, test_util::VecStore};
+use sept_core::{FrameKind, test_util::VecStore};
 use std::{os::unix::process::ExitStatusExt, process::Command};
 use vmemmap_mmap::{MmapHost, SetupError, State};
 use vmemmap_prealloc::{
     ApplyError, Atom, AtomError, Commit, TailScheme, VmemmapBackend, VmemmapNeeds, VmemmapPage, optimize,
-    pages_to_restore, restore,
+    restore,
 };
 
 #[test]
@@ -117,12 +117,13 @@ fn a_block_gets_its_whole_vmemmap_back() {
         let t = Transition::new(block(12, 0), OrderSet::ALL, Empty, small);
         carry_out(&host, &t, || ());
         let layout = t.to_layout();
-        let need = pages_to_restore(&host, &layout);
-        let mut store = VecStore::default();
-        let needs = FrameNeeds::of(FrameKind::Vmemmap, u32::try_from(need).unwrap());
-        assert!(restore(&host, &host, &layout, 1, &mut store).is_err());
-        needs.fill(&mut store, &host, t.block().base().hpa()).unwrap();
-        assert_eq!(restore(&host, &host, &layout, 1, &mut store).unwrap().vmemmap.fresh, need);
+        let needs = VmemmapNeeds::to_restore(&host, &layout);
+        let mut held = Held::new(t.block(), needs.node, VecStore::default());
+        assert!(restore(&host, &host, &layout, 1, held.lend().pages).is_err());
+        held.fill(&host, &needs, 0, &host).unwrap();
+        let need = needs.fresh;
+        assert_eq!(restore(&host, &host, &layout, 1, held.lend().pages).unwrap().vmemmap.fresh, need);
+        assert!(held.is_empty(&host));
         assert!(!host.is_optimized(t.block()));
         assert_eq!(host.outstanding()[FrameKind::Vmemmap], 64);
         host.check(&layout).unwrap();

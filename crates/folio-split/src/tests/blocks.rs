@@ -151,17 +151,10 @@ fn huge_blocks_at_random() {
         want.sort_by_key(|change| change.whole());
         assert!(t.changes(0..u64::MAX).eq(want.iter().copied()), "seed {seed}");
         // Nodes for the whole are the sum of those for each change.
-        let nodes = |part: Option<LayoutCounts>| part.map_or(0, |counts| XArray::LINUX.units(&counts));
         let (mut needed, mut freed) = (0, 0);
-        for change in &want {
-            match change {
-                Change::Split(whole) => {
-                    needed += nodes(t.to_layout().within(*whole).map(|part| part.counts()));
-                }
-                Change::Merge(whole) => {
-                    freed += nodes(t.from_layout().within(*whole).map(|part| part.counts()));
-                }
-            }
+        for &change in &want {
+            let one = t.delta_of(change, &XArray::LINUX);
+            (needed, freed) = (needed + one.needed, freed + one.freed);
         }
         assert_eq!(t.delta(&XArray::LINUX), CostDelta { needed, freed });
         assert_eq!(t.reversed().delta(&XArray::LINUX), t.delta(&XArray::LINUX).reversed());

@@ -69,27 +69,29 @@ fn check_transition(order: u8, orders: OrderSet, a: u64, b: u64) {
     assert_eq!(back, want);
     // Nodes, summed over the changes one by one.
     let index = XArray::new(2).unwrap();
-    let delta = t.delta(&index);
     let mut sum = CostDelta::default();
     for &change in &want {
-        let (needed, freed, pieces): (u64, u64, Vec<_>) = match change {
-            Change::Split(whole) => {
-                assert!(t.splits(whole) && !t.merges(whole));
-                let part = t.to_layout().within(whole).unwrap().counts();
-                (index.units(&part), 0, t.split_pieces(whole).collect())
-            }
-            Change::Merge(whole) => {
-                assert!(t.merges(whole) && !t.splits(whole));
-                let part = t.from_layout().within(whole).unwrap().counts();
-                (0, index.units(&part), t.merge_pieces(whole).collect())
-            }
+        let whole = change.whole();
+        let fine: Vec<_> = match change {
+            Change::Split(_) => t.split_pieces(whole).collect(),
+            Change::Merge(_) => t.merge_pieces(whole).collect(),
         };
-        sum.needed += needed;
-        sum.freed += freed;
-        assert!(pieces.len() > 1 && pieces.iter().all(|&piece| change.whole().contains(piece)));
-        assert_eq!(pieces.iter().map(|piece| piece.pages()).sum::<u64>(), change.whole().pages());
+        assert_eq!(
+            (t.splits(whole), t.merges(whole)),
+            match change {
+                Change::Split(_) => (true, false),
+                Change::Merge(_) => (false, true),
+            }
+        );
+        let one = t.delta_of(change, &index);
+        assert_eq!(t.delta_of(change.reversed(), &index), CostDelta::default());
+        assert_eq!(t.reversed().delta_of(change.reversed(), &index), one.reversed());
+        sum.needed += one.needed;
+        sum.freed += one.freed;
+        assert!(fine.len() > 1 && fine.iter().all(|&piece| whole.contains(piece)));
+        assert_eq!(fine.iter().map(|piece| piece.pages()).sum::<u64>(), whole.pages());
     }
-    assert_eq!(delta, sum);
+    assert_eq!(t.delta(&index), sum);
 }
 
 #[test]

@@ -64,3 +64,20 @@ fn runs_that_stay_large() {
         assert_eq!(orders_of(&less), mixed_reference(4, orders, sa, la & !lb));
     }
 }
+
+/// The policies together: shared runs keep their order, a broken page is alone, private pieces are not below 2 MiB but where
+/// they have to be.
+#[test]
+fn policies_combine() {
+    let block = block(18);
+    let (broken, shared) = (200_000..200_001, [512..1536, 5000..5600]);
+    let set = Union(broken, Large(shared.as_slice()));
+    let at = |orders: OrderSet, page| FolioLayout::new(block, orders, &set).folio_at(page).order().raw();
+    let pages = [0, 512, 1100, 1536, 5000, 5120, 5600, 200_000, 200_001, 250_000];
+    assert_eq!(pages.map(|page| at(OrderSet::ALL, page)), [9, 9, 9, 9, 3, 8, 5, 0, 0, 15]);
+    let least = OrderSet::ALL.at_least(Order::HUGE_2M);
+    assert_eq!(pages.map(|page| at(least, page)), [9, 9, 9, 9, 0, 0, 0, 0, 0, 15]);
+    // Without the policy for runs, every shared page is a folio of its own.
+    let each = FolioLayout::new(block, OrderSet::ALL, shared.as_slice());
+    assert_eq!([511, 512, 1535, 5300].map(|page| each.folio_at(page).order().raw()), [9, 0, 0, 0]);
+}

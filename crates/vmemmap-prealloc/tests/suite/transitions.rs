@@ -9,7 +9,7 @@ use vmemmap_prealloc::{
     ApplyError, AtomError, Geometry, Tail, VmemmapBackend, VmemmapNeeds, VmemmapPage, install_tables,
     install_templates,
     model::{HostModel, StructPage},
-    optimize, pages_to_restore, restore,
+    optimize, restore,
 };
 
 #[test]
@@ -78,6 +78,8 @@ fn a_boot_block_is_optimized_at_any_layout() {
         // While plain, a transition moves no page.
         let t = Transition::new(name, OrderSet::ALL, Empty, small.clone());
         assert_eq!(host.carry_out(&t).vmemmap.entry_writes(), 0);
+        let needs = VmemmapNeeds::to_optimize(model, &t.to_layout());
+        assert_eq!((needs.tables, needs.templates), (1, 0));
         let missing = optimize(model, model, &t.to_layout(), 1, pool);
         assert_eq!(missing, Err(AtomError::Vmemmap(ApplyError::NoTable { block: name, missing: 1 })));
         assert_eq!(install_tables(model, name, pool), Ok(1));
@@ -99,7 +101,7 @@ fn a_block_gets_its_whole_vmemmap_back() {
         let t = Transition::new(name, OrderSet::ALL, Empty, 77..90);
         host.carry_out(&t);
         let (layout, start) = (t.to_layout(), pool.outstanding());
-        let need = pages_to_restore(model, &layout);
+        let need = VmemmapNeeds::to_restore(model, &layout).fresh;
         assert_eq!(need, 32 - Geometry::LINUX_X86_64.own_pages(&layout.counts()));
         let fill = |pages: u64| {
             let mut store = Store::default();
@@ -122,8 +124,10 @@ fn a_block_gets_its_whole_vmemmap_back() {
         let mut store = fill(need);
         assert_eq!(restore(model, model, &layout, 1, &mut store).unwrap().vmemmap.fresh, need);
         host.check(&layout);
-        assert_eq!((model.is_optimized(name), pages_to_restore(model, &layout)), (false, 0));
+        assert_eq!((model.is_optimized(name), VmemmapNeeds::to_restore(model, &layout).fresh), (false, 0));
+        assert_eq!(VmemmapNeeds::to_optimize(model, &layout).released, need);
         assert_eq!(optimize(model, model, &layout, 1, pool).unwrap().released, need);
+        assert_eq!(VmemmapNeeds::to_optimize(model, &layout), VmemmapNeeds::default());
         host.carry_out(&t.reversed());
     }
 }
