@@ -1,7 +1,7 @@
 //! One change of folios and vmemmap together, and how far it has come.
 
 use crate::{Applied, ApplyError, TailScheme, VmemmapBackend, walk::Walk};
-use folio_split::{Change, CommitError, FolioBackend, PageSet, PfnBlock, Pinned, Transition};
+use folio_split::{Change, CommitError, FolioBackend, PageSet, PfnBlock, Pinned, Transition, nodes_to_split};
 use sept_core::{Class, Classify, Frame};
 
 /// One folio to be split or formed, for a [`Commit`](crate::Commit). Lives where the caller keeps it; several are a slice.
@@ -80,29 +80,33 @@ impl<'t, A: PageSet, B: PageSet, Z> Atom<'t, A, B, Z> {
         Walk::new(vmemmap, self.block(), self.whole())
     }
 
-    /// Vmemmap pages and index nodes that this round takes, when the transition and the zone have been looked at.
+    /// Vmemmap pages and index nodes that this round must find in the reservation, when the transition and the zone have
+    /// been looked at. A merge needs none, but those of its first round are there in the second: it can be undone then.
     pub(crate) fn needs<F, V>(&self, folios: &F, vmemmap: &V) -> Result<(u64, u64), AtomError>
     where
         F: FolioBackend + ?Sized,
         V: VmemmapBackend + ?Sized,
     {
-        let whole = self.whole();
+        let (whole, transition) = (self.whole(), &self.transition);
         let walk = self.walk(vmemmap);
         match (self.round, self.change) {
             (Round::Done, _) => Ok((0, 0)),
             (_, Change::Split(_)) => {
-                let to = self.transition.to_layout();
-                let part = to.within(whole).filter(|_| self.transition.splits(whole));
-                let counts = part.ok_or(CommitError::NotASplit { whole })?.counts();
-                if let Some(walk) = &walk {
-                    walk.check_templates(&counts)?;
-                }
-                Ok((walk.map_or(0, |walk| walk.pages(&counts)), folios.index().units(&counts)))
+                let nodes = nodes_to_split(folios.index(), transition, whole)?;
+                let to = transition.to_layout();
+                let Some((walk, part)) = walk.zip(to.within(whole)) else { return Ok((0, nodes)) };
+                let counts = part.counts();
+                walk.check_templates(&counts)?;
+                Ok((walk.pages(&counts), nodes))
             }
-            (_, Change::Merge(_)) if !self.transition.merges(whole) => {
+            (_, Change::Merge(_)) if !transition.merges(whole) => {
                 Err(CommitError::NotAMerge { whole }.into())
             }
-            (_, Change::Merge(_)) => walk.map_or(Ok(()), |walk| walk.check_template(whole)).map(|()| (0, 0)),
+            (round, change) => {
+                walk.map_or(Ok(()), |walk| walk.check_template(whole))?;
+                let first = round == Round::First;
+                Ok((0, if first { 0 } else { transition.delta_of(change, folios.index()).freed }))
+            }
         }
     }
 
@@ -188,6 +192,16 @@ impl<'t, A: PageSet, B: PageSet, Z> Atom<'t, A, B, Z> {
         folios.thaw(frozen);
         self.round = next;
         self.remapped = false;
+    }
+
+    /// Thaws what was frozen and nothing else.
+    pub(crate) fn thaw<F>(&mut self, folios: &F)
+    where
+        F: FolioBackend<Frozen = Z> + ?Sized,
+    {
+        if let Some(frozen) = self.frozen.take() {
+            folios.thaw(frozen);
+        }
     }
 
     /// Undoes the entries of a split. Flush, then [`Atom::thaw_undone`].

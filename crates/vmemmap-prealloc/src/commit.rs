@@ -11,7 +11,7 @@
 //! | [`Remapped::finish`] | flush; heads, tails and index entries of the pieces; thaw | flush; thaw |
 //! | [`Thawed::release`] | | replaced pages are released |
 //!
-//! [`Commit::cancel`] and [`Remapped::cancel`] bring back what was before, without memory: a merge that is undone takes the
+//! [`Commit::cancel`] and [`Remapped::cancel`] bring back the folios from before, without memory: a merge that is undone takes the
 //! pages that it replaced from the backend, and the index nodes that it freed from the reservation.
 //!
 //! # Two rounds
@@ -21,8 +21,9 @@
 //! the head ([`TailScheme::SharedWithHead`](crate::TailScheme)), readers are inside RCU sections of any length, and a wait for
 //! them is no wait for a freeze. There, the first commit of a merge makes the folios one, and writes the former heads
 //! as tails in their own pages, which stay; the caller waits for a grace period, with nothing frozen; the second
-//! commit of the same atoms maps the tails. [`Thawed::waits`] and [`Atom::round`] tell. If the second round does not come, the
-//! block has more pages of its own than its layout needs; they come back when the folio is split again.
+//! commit of the same atoms, with the same reservation, maps the tails. [`Thawed::waits`] and [`Atom::round`] tell. If the
+//! second round does not come, the block has more pages of its own than its layout needs; they come back when the folio
+//! is split again.
 
 use crate::{Applied, ApplyError, Atom, AtomError, Reserved, Round, VmemmapBackend};
 use core::fmt;
@@ -130,15 +131,13 @@ where
                 return Err(refused(short.into()));
             }
         }
-        let mut parts = Parts { folios, vmemmap, atoms, reserved, done: AtomDone::default() };
-        for position in 0..parts.atoms.len() {
-            let pinned = parts.atoms.get_mut(position).map(|atom| atom.freeze(folios, tries));
-            if let Some(Err(pinned)) = pinned {
-                parts.thaw_undone();
-                return Err(Refused { position, error: pinned.into() });
-            }
+        let frozen = atoms.iter_mut().map(|atom| atom.freeze(folios, tries));
+        let pinned = frozen.enumerate().find_map(|(position, frozen)| Some((position, frozen.err()?)));
+        if let Some((position, pinned)) = pinned {
+            atoms.iter_mut().for_each(|atom| atom.thaw(folios));
+            return Err(Refused { position, error: pinned.into() });
         }
-        Ok(Self(parts))
+        Ok(Self(Parts { folios, vmemmap, atoms, reserved, done: AtomDone::default() }))
     }
 
     /// Writes all entries, with exactly the planned pages of the reservation.
@@ -166,7 +165,7 @@ where
         Ok(Remapped(self.0))
     }
 
-    /// Thaws everything. A merge that stands between its two rounds is undone.
+    /// Thaws everything. A merge that stands between its two rounds is undone: its folios are what they were before.
     pub fn cancel(mut self) -> Thawed<'a, 't, F, V, A, B> {
         self.0.thaw_undone();
         Thawed { parts: self.0, flushed: None }
@@ -192,7 +191,8 @@ where
         Thawed { parts: self.0, flushed }
     }
 
-    /// Undoes everything and thaws. Cannot fail, and takes nothing from anybody.
+    /// Undoes everything and thaws. Cannot fail, and takes nothing from anybody. A merge in its second round is undone as far as
+    /// its first.
     ///
     /// The same atoms may be committed again.
     pub fn cancel(mut self) -> Thawed<'a, 't, F, V, A, B> {

@@ -37,7 +37,8 @@ impl Savings {
     }
 
     /// What one block of this layout saves now: nothing if it is not optimized. A block smaller than what one page table
-    /// describes shares it with its neighbours: it counts none.
+    /// describes shares it with its neighbours: it counts none. Between the two rounds of a merge the block has more pages than
+    /// this says.
     #[must_use]
     pub fn now<V, S>(backend: &V, layout: &FolioLayout<S>) -> Self
     where

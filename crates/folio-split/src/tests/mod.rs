@@ -7,6 +7,7 @@
 )]
 
 mod blocks;
+mod commit;
 mod exhaustive;
 mod large;
 mod sets;

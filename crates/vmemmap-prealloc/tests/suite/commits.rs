@@ -2,10 +2,12 @@
 
 use crate::common::{Held, Host, Rng, SCHEMES, Store, add, block, geometry};
 use core::ops::Range;
-use folio_split::{Change, Empty, FolioBackend, Order, OrderSet, PageSet, Pfn, PfnBlock, Transition};
+use folio_split::{
+    Change, CommitError, Empty, FolioBackend, Order, OrderSet, PageSet, Pfn, PfnBlock, Transition,
+};
 use sept_core::{FrameKind, FrameNeeds};
 use vmemmap_prealloc::{
-    Atom, AtomDone, AtomError, Commit, Geometry, Round, TailScheme, VmemmapBackend, VmemmapNeeds,
+    Atom, AtomDone, AtomError, Commit, Geometry, NumaNode, Round, TailScheme, VmemmapBackend, VmemmapNeeds,
     model::{Counters, Frozen},
 };
 
@@ -205,8 +207,14 @@ fn a_merge_in_two_rounds() {
         assert_eq!(state(&host), before, "{stage}");
         host.check(&merge.from_layout());
     }
-    // A reader takes the folio between the rounds: later, then.
+    // The nodes of the first round have to be there, or the second could not be undone.
     first(&host, &mut held, &mut atoms);
+    let mut other = Held::new(name, held.node(), Store::default());
+    let refused = Commit::freeze(model, model, &mut atoms, other.lend(), 1).unwrap_err();
+    let nodes = CommitError::Nodes { whole: name, need: held.nodes_left(model), have: 0 };
+    assert_eq!(refused.error, AtomError::Index(nodes));
+    let _ = other.release(model, pool);
+    // A reader takes the folio between the rounds: later, then.
     let page = Pfn::new(name.base().raw() + 3000).unwrap();
     assert!(model.pin(page));
     let refused = Commit::freeze(model, model, &mut atoms, held.lend(), 1).unwrap_err();
@@ -231,6 +239,35 @@ fn a_merge_in_two_rounds() {
     host.check(&again.to_layout());
     assert_eq!(u64::from(host.pool.outstanding()[FrameKind::Vmemmap]), host.model.counters().vmemmap_pages);
     assert!(host.model.is_optimized(name));
+}
+
+/// Two blocks between their rounds, and a reader that holds the second of them.
+#[test]
+fn a_refused_second_round_changes_nothing() {
+    let blocks = [5, 6].map(|i| PfnBlock::new(Pfn::new(i << 12).unwrap(), Order::new(12).unwrap()).unwrap());
+    let host = Host::new(geometry(TailScheme::SharedWithHead, 1), OrderSet::ALL, &blocks);
+    let Host { model, pool } = &host;
+    let ts = blocks.map(|block| Transition::new(block, OrderSet::ALL, 700..703, Empty));
+    let mut held = Held::new(blocks[0], NumaNode::default(), Store::default());
+    for t in &ts {
+        host.carry_out(&t.reversed());
+    }
+    let mut atoms = ts.each_ref().map(|t| Atom::merge(t, t.block()));
+    let thawed = Commit::freeze(model, model, &mut atoms, held.lend(), 1).unwrap().remap().unwrap().finish();
+    assert_eq!(thawed.waits(), 2);
+    let _ = thawed.keep(pool);
+    let page = Pfn::new(blocks[1].base().raw() + 9).unwrap();
+    assert!(model.pin(page));
+    let before = (state(&host), held.nodes_left(model));
+    let refused = Commit::freeze(model, model, &mut atoms, held.lend(), 1).unwrap_err();
+    assert_eq!(refused.position, 1);
+    assert_eq!((state(&host), held.nodes_left(model)), before);
+    assert!(atoms.iter().all(|atom| atom.round() == Round::Second));
+    assert_eq!(model.index_entry(blocks[0].base()), Some(blocks[0]));
+    assert!(model.unpin(page));
+    host.commit(&mut atoms, &mut held, &mut AtomDone::default());
+    ts.iter().for_each(|t| host.check(&t.to_layout()));
+    let _ = held.release(model, pool);
 }
 
 /// Atoms that are done are passed over, and a dropped batch has changed nothing.
