@@ -168,16 +168,21 @@ const fn bits_from(from: u64, first: u64) -> u64 {
     if skip < 64 { u64::MAX << skip } else { 0 }
 }
 
-/// Ranges in ascending order that do not overlap; adjacent and empty ones are fine. A binary search per call.
+/// Ranges in ascending order that do not overlap; adjacent and empty ones are fine. A binary search per call, or a short
+/// walk where they are few.
 impl PageSet for [Range<u64>] {
+    #[inline]
     fn next_run(&self, from: u64) -> Option<Range<u64>> {
-        let first = self.partition_point(|range| range.end <= from);
-        let mut rest = self.iter().skip(first).filter(|range| range.start < range.end);
-        let head = rest.next()?;
-        let start = head.start.max(from);
-        let end =
-            rest.try_fold(head.end, |end, range| if range.start <= end { Ok(range.end) } else { Err(end) });
-        let (Ok(end) | Err(end)) = end;
+        let first = if self.len() <= 8 { 0 } else { self.partition_point(|range| range.end <= from) };
+        let mut rest = self.get(first..)?.iter();
+        let head = rest.find(|range| range.end > from && range.start < range.end)?;
+        let (start, mut end) = (head.start.max(from), head.end);
+        for range in rest {
+            if range.start > end {
+                break;
+            }
+            end = end.max(range.end);
+        }
         Some(start..end)
     }
 }
