@@ -52,6 +52,9 @@ impl<S: FrameStore, N: Default> Reservation<S, N> {
         if needs.node != self.node {
             return Err(OtherNode { node: self.node, other: needs.node }.into());
         }
+        if needs.templates > 0 || needs.tables > 0 {
+            return Err(ReserveError::NotPrepared { templates: needs.templates, tables: needs.tables });
+        }
         let before = FrameNeeds::held_by(&self.pages);
         needs.frames().fill(&mut self.pages, source, self.near.base().hpa())?;
         let missing = index_nodes.saturating_sub(folios.nodes_left(&self.nodes));
@@ -63,7 +66,9 @@ impl<S: FrameStore, N: Default> Reservation<S, N> {
 
     /// Gives the pages back that `needs` does not cover; index nodes stay until the end.
     pub fn trim(&mut self, needs: &VmemmapNeeds, source: &dyn FrameSource) {
-        FrameNeeds::held_by(&self.pages).saturating_sub(&needs.frames()).drain(&mut self.pages, source);
+        let surplus = self.pages_left().saturating_sub(needs.fresh);
+        let surplus = u32::try_from(surplus).unwrap_or(u32::MAX);
+        FrameNeeds::of(FrameKind::Vmemmap, surplus).drain(&mut self.pages, source);
     }
 
     /// Pages for the vmemmap that are left.
@@ -128,6 +133,14 @@ pub enum ReserveError {
     /// The plan is for another NUMA node.
     #[error(transparent)]
     Node(#[from] OtherNode),
+    /// Templates of the zone or page tables of the block are missing. They are not reserved but installed, once.
+    #[error("{templates} templates and {tables} page tables are missing")]
+    NotPrepared {
+        /// See [`install_templates`](crate::install_templates).
+        templates: u32,
+        /// See [`install_tables`](crate::install_tables).
+        tables: u32,
+    },
     /// Pages are not to be had, or the storage is full.
     #[error(transparent)]
     Pages(#[from] FillError),
@@ -140,6 +153,7 @@ impl Classify for ReserveError {
     fn class(&self) -> Class {
         match self {
             Self::Node(error) => error.class(),
+            Self::NotPrepared { .. } => Class::Caller,
             Self::Pages(error) => error.class(),
             Self::Nodes(error) => error.class(),
         }

@@ -4,8 +4,8 @@ use crate::common::{Held, Host, SCHEMES, Store, block, geometry, pool};
 use folio_split::{Change, Empty, FolioBackend, OrderSet, Pfn, Transition};
 use sept_core::{Class, Classify, FillError, FrameKind, FrameNeeds, FrameStore};
 use vmemmap_prealloc::{
-    ApplyError, Atom, AtomError, Commit, Geometry, RegisterError, Reservation, ReserveError, VmemmapNeeds,
-    install_tables, install_templates, merge_atom, model::HostModel, split_atom,
+    ApplyError, Atom, AtomError, Commit, Geometry, RegisterError, ReserveError, VmemmapNeeds, install_tables,
+    install_templates, merge_atom, model::HostModel, split_atom,
 };
 
 /// Without optimization, the slowest failures are tried for one number in so many; with it, for each.
@@ -151,9 +151,13 @@ fn a_missing_template_is_named() {
     // Installed for other orders than those that the transition makes.
     let host = Host::new(Geometry::LINUX_X86_64, OrderSet::HUGETLB, &[block(18)]);
     let t = Transition::new(block(18), OrderSet::ALL, Empty, 1000..1001);
-    let needs = VmemmapNeeds::plan(&host.model, &t, &t.counts());
+    let mut needs = VmemmapNeeds::plan(&host.model, &t, &t.counts());
     assert_eq!(needs.templates, 10, "7 to 17 but 9");
-    let mut held = Reservation::new(block(18), needs.node, Store::default());
+    let mut held = Held::new(block(18), needs.node, Store::default());
+    let refused = held.fill(&host.model, &needs, 3, &host.pool);
+    assert_eq!(refused, Err(ReserveError::NotPrepared { templates: 10, tables: 0 }));
+    // Who goes on all the same is refused before anything changed.
+    needs.templates = 0;
     held.fill(&host.model, &needs, 3, &host.pool).unwrap();
     let before = host.model.counters();
     let mut atoms = [Atom::split(&t, block(18))];
