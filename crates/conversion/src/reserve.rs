@@ -6,7 +6,7 @@
 use crate::{Needs, Plan, PlanError, Platform, Request, TeeError};
 use core::fmt;
 use folio_split::FolioBackend;
-use sept_core::{Class, Classify, FillError, FrameNeeds, FrameSource, Returned};
+use sept_core::{Class, Classify, FrameSource, FrameStore, Returned, Short};
 
 /// Everything that a plan needs, set aside. Give it to [`Reservation::commit`] or [`Reservation::release`].
 #[must_use = "dropping a reservation leaks what it holds"]
@@ -32,15 +32,15 @@ impl Plan {
             return Err(Returned { error: ReserveError::NotRam { request: self.request() }, held: store });
         };
         let near = block.hpa(self.request().range.start());
-        let before = FrameNeeds::held_by(&store);
-        if let Err(error) = self.needs().frames.fill(&mut store, source, near) {
+        let before = store.kept();
+        if let Err(error) = store.fill(&self.needs().frames, near, source) {
             return Err(Returned { error: error.into(), held: store });
         }
         let mut nodes = Default::default();
         match platform.folios().reserve_nodes(&mut nodes, block.pfn(), self.needs().index_nodes) {
             Ok(()) => Ok(Reservation { plan: self, store, nodes }),
             Err(short) => {
-                FrameNeeds::held_by(&store).saturating_sub(&before).drain(&mut store, source);
+                store.drain(&store.kept().saturating_sub(&before), source);
                 Err(Returned { error: ReserveError::IndexNodes { need: short.count }, held: store })
             }
         }
@@ -56,15 +56,12 @@ impl<P: Platform> Reservation<P> {
     /// What it holds.
     #[must_use]
     pub fn holds(&self, platform: &P) -> Needs {
-        Needs {
-            frames: FrameNeeds::held_by(&self.store),
-            index_nodes: platform.folios().nodes_left(&self.nodes),
-        }
+        Needs { frames: self.store.kept(), index_nodes: platform.folios().nodes_left(&self.nodes) }
     }
 
     /// Gives everything back to `source`, and the emptied storage to the caller.
     pub fn release(mut self, platform: &P, source: &dyn FrameSource) -> P::Store {
-        FrameNeeds::held_by(&self.store).drain(&mut self.store, source);
+        self.store.drain(&self.store.kept(), source);
         platform.folios().release_nodes(self.nodes);
         self.store
     }
@@ -101,10 +98,10 @@ impl<P: Platform> Reservation<P> {
             let error = ReserveError::IndexNodes { need: short.count };
             return Err(Returned { error: RefitError::Reserve(error), held: self });
         }
-        if let Err(error) = need.frames.fill(&mut self.store, source, near) {
+        if let Err(error) = self.store.fill(&need.frames, near, source) {
             return Err(Returned { error: RefitError::Reserve(error.into()), held: self });
         }
-        FrameNeeds::held_by(&self.store).saturating_sub(&need.frames).drain(&mut self.store, source);
+        self.store.drain(&self.store.kept().saturating_sub(&need.frames), source);
         Ok(Self { plan, ..self })
     }
 }
@@ -113,7 +110,7 @@ impl<P: Platform> fmt::Debug for Reservation<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reservation")
             .field("plan", &self.plan)
-            .field("frames", &FrameNeeds::held_by(&self.store))
+            .field("frames", &self.store.kept())
             .finish_non_exhaustive()
     }
 }
@@ -124,7 +121,7 @@ impl<P: Platform> fmt::Debug for Reservation<P> {
 pub enum ReserveError {
     /// The page source ran dry, or the caller's storage is full.
     #[error(transparent)]
-    Frames(#[from] FillError),
+    Frames(#[from] Short),
     /// No block backs the range.
     #[error("{request}: not memory")]
     NotRam {

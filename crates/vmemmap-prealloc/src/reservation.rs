@@ -7,7 +7,7 @@
 use crate::{NumaNode, OtherNode, VmemmapNeeds};
 use core::fmt;
 use folio_split::{FolioBackend, OutOfNodes, PfnBlock};
-use sept_core::{Class, Classify, FillError, FrameKind, FrameNeeds, FrameSource, FrameStore};
+use sept_core::{Class, Classify, FrameKind, FrameNeeds, FrameSource, FrameStore, Short};
 
 /// Vmemmap pages and index nodes for changes of blocks on one NUMA node, in storage of the caller's choice.
 ///
@@ -55,11 +55,11 @@ impl<S: FrameStore, N: Default> Reservation<S, N> {
         if needs.templates > 0 || needs.tables > 0 {
             return Err(ReserveError::NotPrepared { templates: needs.templates, tables: needs.tables });
         }
-        let before = FrameNeeds::held_by(&self.pages);
-        needs.frames().fill(&mut self.pages, source, self.near.base().hpa())?;
+        let before = self.pages.kept();
+        self.pages.fill(&needs.frames(), self.near.base().hpa(), source)?;
         let missing = index_nodes.saturating_sub(folios.nodes_left(&self.nodes));
         folios.reserve_nodes(&mut self.nodes, self.near, missing).map_err(|short| {
-            FrameNeeds::held_by(&self.pages).saturating_sub(&before).drain(&mut self.pages, source);
+            self.pages.drain(&self.pages.kept().saturating_sub(&before), source);
             short.into()
         })
     }
@@ -68,7 +68,7 @@ impl<S: FrameStore, N: Default> Reservation<S, N> {
     pub fn trim(&mut self, needs: &VmemmapNeeds, source: &dyn FrameSource) {
         let surplus = self.pages_left().saturating_sub(needs.fresh);
         let surplus = u32::try_from(surplus).unwrap_or(u32::MAX);
-        FrameNeeds::of(FrameKind::Vmemmap, surplus).drain(&mut self.pages, source);
+        self.pages.drain(&FrameNeeds::of(FrameKind::Vmemmap, surplus), source);
     }
 
     /// Pages for the vmemmap that are left.
@@ -86,7 +86,7 @@ impl<S: FrameStore, N: Default> Reservation<S, N> {
     /// Whether all was used that it was filled with: after a commit of exactly what was planned it was.
     #[must_use]
     pub fn is_empty<F: FolioBackend<Nodes = N> + ?Sized>(&self, folios: &F) -> bool {
-        FrameNeeds::held_by(&self.pages).is_none() && self.nodes_left(folios) == 0
+        self.pages.kept().is_none() && self.nodes_left(folios) == 0
     }
 
     /// Lends what it holds to a commit.
@@ -99,7 +99,7 @@ impl<S: FrameStore, N: Default> Reservation<S, N> {
     where
         F: FolioBackend<Nodes = N> + ?Sized,
     {
-        FrameNeeds::held_by(&self.pages).drain(&mut self.pages, source);
+        self.pages.drain(&self.pages.kept(), source);
         folios.release_nodes(self.nodes);
         self.pages
     }
@@ -110,7 +110,7 @@ impl<S: FrameStore, N> fmt::Debug for Reservation<S, N> {
         f.debug_struct("Reservation")
             .field("near", &self.near)
             .field("node", &self.node)
-            .field("pages", &FrameNeeds::held_by(&self.pages))
+            .field("pages", &self.pages.kept())
             .finish_non_exhaustive()
     }
 }
@@ -143,7 +143,7 @@ pub enum ReserveError {
     },
     /// Pages are not to be had, or the storage is full.
     #[error(transparent)]
-    Pages(#[from] FillError),
+    Pages(#[from] Short),
     /// Index nodes are not to be had.
     #[error(transparent)]
     Nodes(#[from] OutOfNodes),

@@ -27,7 +27,7 @@ use loom::{
     thread,
 };
 use sept_core::{
-    Frame, FrameKind, FrameNeeds, FrameSource, Hpa,
+    Frame, FrameKind, FrameNeeds, FrameSource, FrameStore, Hpa,
     test_util::{FramePool, VecStore},
 };
 use vmemmap_prealloc::{
@@ -291,7 +291,7 @@ fn commit(
 ) -> bool {
     let mut store = VecStore::default();
     let pages = u32::from(matches!(change.change(), Change::Split(_)));
-    FrameNeeds::of(FrameKind::Vmemmap, pages).fill(&mut store, pool, Hpa::default()).unwrap();
+    store.fill(&FrameNeeds::of(FrameKind::Vmemmap, pages), Hpa::default(), pool).unwrap();
     let atoms = core::slice::from_mut(change);
     loop {
         let reserved = Reserved { pages: &mut store, nodes: &mut () };

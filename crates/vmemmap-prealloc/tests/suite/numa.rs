@@ -3,7 +3,7 @@
 use crate::common::{Held, Store};
 use folio_split::{Empty, Order, OrderSet, Pfn, PfnBlock, Transition};
 use sept_core::{
-    Class, Classify, FillError, Frame, FrameKind, FrameNeeds, FrameSource, Hpa, test_util::FramePool,
+    Class, Classify, Frame, FrameKind, FrameNeeds, FrameSource, Hpa, Short, test_util::FramePool,
 };
 use vmemmap_prealloc::{
     Atom, Commit, Geometry, NumaNode, OtherNode, ReserveError, VmemmapNeeds, install_templates,
@@ -99,7 +99,7 @@ fn the_source_says_whether_others_may_serve() {
         let mut held = Held::new(on(1), needs.node, Store::default());
         let filled = held.fill(&model, &needs, 73, &nodes);
         if strict {
-            let short = FillError::Source { kind: FrameKind::Vmemmap, need: 518, got };
+            let short = Short { kind: FrameKind::Vmemmap, need: 518, got, full: false };
             assert_eq!(filled, Err(ReserveError::Pages(short)));
         } else {
             filled.unwrap();

@@ -2,7 +2,7 @@
 
 use crate::common::{Held, Host, SCHEMES, Store, block, geometry, pool};
 use folio_split::{Change, Empty, FolioBackend, OrderSet, Pfn, Transition};
-use sept_core::{Class, Classify, FillError, FrameKind, FrameNeeds, FrameStore};
+use sept_core::{Class, Classify, FrameKind, FrameNeeds, FrameStore, Short};
 use vmemmap_prealloc::{
     ApplyError, Atom, AtomError, Commit, Geometry, RegisterError, ReserveError, VmemmapNeeds, install_tables,
     install_templates, merge_atom, model::HostModel, split_atom,
@@ -32,11 +32,11 @@ fn every_frame_of_a_reservation() {
             let error = held.fill(model, &needs, nodes, pool).unwrap_err();
             pool.limit(None);
             let kind = FrameKind::Vmemmap;
-            assert_eq!(error, ReserveError::Pages(FillError::Source { kind, need, got }));
+            assert_eq!(error, ReserveError::Pages(Short { kind, need, got, full: false }));
             assert_eq!(error.class(), Class::Retry);
             assert!(held.is_empty(model));
             let error = empty(Some(got)).fill(model, &needs, nodes, pool).unwrap_err();
-            assert_eq!(error, ReserveError::Pages(FillError::Store { kind, need, room: got }));
+            assert_eq!(error, ReserveError::Pages(Short { kind, need, got, full: true }));
             assert_eq!((pool.outstanding(), model.counters()), (start, counters));
         }
         for limit in 0..nodes {
@@ -80,7 +80,7 @@ fn every_page_of_a_commit() {
         // Every store that is too small, and every one that counts more than it has.
         for have in (0..need).step_by(STEP) {
             let mut store = Store::default();
-            FrameNeeds::of(FrameKind::Vmemmap, have as u32).fill(&mut store, pool, near).unwrap();
+            store.fill(&FrameNeeds::of(FrameKind::Vmemmap, have as u32), near, pool).unwrap();
             let mut nodes = Default::default();
             model.reserve_nodes(&mut nodes, block(18), nodes_needed).unwrap();
             let (kept, before) = (pool.outstanding(), model.counters());

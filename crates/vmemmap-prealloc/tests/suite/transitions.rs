@@ -4,7 +4,7 @@ use crate::common::{Host, Rng, SCHEMES, Store, block, geometry, pool};
 use folio_split::{
     Empty, FolioBackend, FolioLayout, Large, Order, OrderSet, Pfn, PfnBlock, Transition, Union,
 };
-use sept_core::{FrameKind, FrameNeeds};
+use sept_core::{FrameKind, FrameNeeds, FrameStore};
 use vmemmap_prealloc::{
     ApplyError, AtomError, Geometry, Tail, VmemmapBackend, VmemmapNeeds, VmemmapPage, install_tables,
     install_templates,
@@ -106,7 +106,7 @@ fn a_block_gets_its_whole_vmemmap_back() {
         let fill = |pages: u64| {
             let mut store = Store::default();
             let needs = FrameNeeds::of(FrameKind::Vmemmap, pages as u32);
-            needs.fill(&mut store, pool, name.base().hpa()).unwrap();
+            store.fill(&needs, name.base().hpa(), pool).unwrap();
             store
         };
         for have in 0..need {
