@@ -116,7 +116,7 @@ impl Host {
 
     fn commit<A: PageSet, B: PageSet>(
         &self,
-        atoms: &mut [Atom<'_, A, B, Frozen>],
+        atoms: &mut [Atom<A, B, Frozen>],
         held: &mut Reservation<VecStore, Nodes>,
         sum: &mut AtomDone,
     ) {
@@ -151,8 +151,11 @@ impl Host {
         let mut changes: Vec<_> = t.changes(0..t.block().pages()).collect();
         changes.sort_by_key(|change| matches!(change, Change::Merge(_)));
 
-        let mut atoms: Vec<_> =
-            changes.iter().take(cancel % (changes.len() + 1)).map(|&change| Atom::new(t, change)).collect();
+        let mut atoms: Vec<_> = changes
+            .iter()
+            .take(cancel % (changes.len() + 1))
+            .map(|&change| Atom::new(t.by_ref(), change))
+            .collect();
         for remap in [false, true] {
             let commit = Commit::freeze(model, model, &mut atoms, held.lend(), 1).unwrap();
             let thawed = if remap { commit.remap().unwrap().cancel() } else { commit.cancel() };
@@ -161,17 +164,18 @@ impl Host {
             self.check(t);
         }
         let part = &changes[..undo % (changes.len() + 1)];
-        let mut atoms: Vec<_> = part.iter().map(|&change| Atom::new(t, change)).collect();
+        let mut atoms: Vec<_> = part.iter().map(|&change| Atom::new(t.by_ref(), change)).collect();
         self.commit(&mut atoms, &mut held, &mut AtomDone::default());
         let back = t.reversed();
-        let mut atoms: Vec<_> = part.iter().map(|&change| Atom::new(&back, change.reversed())).collect();
+        let mut atoms: Vec<_> =
+            part.iter().map(|&change| Atom::new(back.by_ref(), change.reversed())).collect();
         self.commit(&mut atoms, &mut held, &mut AtomDone::default());
         assert_eq!((self.state(), held.pages_left()), (before, needs.fresh));
         self.check(t);
 
         let mut sum = AtomDone::default();
         for part in changes.chunks(size + 1) {
-            let mut atoms: Vec<_> = part.iter().map(|&change| Atom::new(t, change)).collect();
+            let mut atoms: Vec<_> = part.iter().map(|&change| Atom::new(t.by_ref(), change)).collect();
             if let Some(pin) = pin.filter(|&pin| part.iter().any(|change| change.whole().contains_pfn(pin))) {
                 assert!(model.pin(pin));
                 let refused = Commit::freeze(model, model, &mut atoms, held.lend(), 1).unwrap_err();

@@ -190,7 +190,7 @@ pub extern "C" fn vmemmap_commits(sets: &Sets<'_>) -> u64 {
     let mut held = Reservation::new(block, needs.node, Pages);
     let mut sum = u64::from(held.fill(&Host, &needs, counts.delta(Host.index()).needed, &Pages).is_ok());
     held.trim(&needs, &Pages);
-    let mut atoms = [Atom::split(&t, block), Atom::merge(&t, block)];
+    let mut atoms = [Atom::split(t.by_ref(), block), Atom::merge(t.by_ref(), block)];
     for _ in 0..ask(150) {
         let Ok(commit) = Commit::freeze(&Host, &Host, &mut atoms, held.lend(), 3) else { break };
         let thawed = match ask(151) {

@@ -34,7 +34,7 @@ fn main() {
                 let mut held = Reservation::new(block, needs.node, VecStore::default());
                 held.fill(&host, &needs, counts.delta(host.index()).needed, &pool).unwrap();
                 let start = Instant::now();
-                let mut atoms = [Atom::split(&t, block)];
+                let mut atoms = [Atom::split(t.by_ref(), block)];
                 let commit = Commit::freeze(&host, &host, &mut atoms, held.lend(), 1).unwrap();
                 let _ = commit.remap().unwrap().finish().release(&pool);
                 let split = start.elapsed();
@@ -42,7 +42,7 @@ fn main() {
                 host.check(&t.to_layout()).unwrap();
                 let check = start.elapsed();
                 let start = Instant::now();
-                let mut atoms = [Atom::merge(&back, block)];
+                let mut atoms = [Atom::merge(back.by_ref(), block)];
                 let commit = Commit::freeze(&host, &host, &mut atoms, held.lend(), 1).unwrap();
                 let _ = commit.remap().unwrap().finish().release(&pool);
                 let merge = start.elapsed();

@@ -6,11 +6,12 @@ use sept_core::{Class, Classify, Frame};
 
 /// One folio to be split or formed, for a [`Commit`](crate::Commit). Lives where the caller keeps it; several are a slice.
 ///
-/// `A` and `B` are the sets of the transition, `Z` is [`FolioBackend::Frozen`]. Between two commits an atom can wait as long
-/// as it likes: nothing is frozen then, and it knows how far it has come.
+/// `A` and `B` are the sets of the transition, `Z` is [`FolioBackend::Frozen`]. The transition is the atom's own: where its
+/// sets are borrowed ([`Transition::by_ref`]), so is it; else it can be parked. Between two commits it can wait as long as it
+/// likes: nothing is frozen then, and it knows how far it has come.
 #[must_use = "an atom does nothing without a commit"]
-pub struct Atom<'t, A, B, Z> {
-    transition: Transition<&'t A, &'t B>,
+pub struct Atom<A, B, Z> {
+    transition: Transition<A, B>,
     change: Change,
     round: Round,
     /// Two rounds for a merge, where the scheme asks for it.
@@ -33,20 +34,19 @@ pub enum Round {
     Done,
 }
 
-impl<'t, A: PageSet, B: PageSet, Z> Atom<'t, A, B, Z> {
+impl<A: PageSet, B: PageSet, Z> Atom<A, B, Z> {
     /// Splits `whole`, a folio that `transition` splits.
-    pub const fn split(transition: &'t Transition<A, B>, whole: PfnBlock) -> Self {
+    pub const fn split(transition: Transition<A, B>, whole: PfnBlock) -> Self {
         Self::new(transition, Change::Split(whole))
     }
 
     /// Forms `whole`, a folio that `transition` merges to.
-    pub const fn merge(transition: &'t Transition<A, B>, whole: PfnBlock) -> Self {
+    pub const fn merge(transition: Transition<A, B>, whole: PfnBlock) -> Self {
         Self::new(transition, Change::Merge(whole))
     }
 
     /// Carries out one of [`Transition::changes`].
-    pub const fn new(transition: &'t Transition<A, B>, change: Change) -> Self {
-        let transition = transition.by_ref();
+    pub const fn new(transition: Transition<A, B>, change: Change) -> Self {
         Self { transition, change, round: Round::First, patient: true, frozen: None, remapped: false }
     }
 
@@ -247,7 +247,7 @@ impl<'t, A: PageSet, B: PageSet, Z> Atom<'t, A, B, Z> {
     }
 }
 
-impl<A, B, Z> core::fmt::Debug for Atom<'_, A, B, Z> {
+impl<A, B, Z> core::fmt::Debug for Atom<A, B, Z> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("Atom")
             .field("change", &self.change)

@@ -66,34 +66,30 @@ impl Classify for Refused {
 }
 
 /// The host and the atoms of a commit, through all its phases.
-struct Parts<'a, 't, F: FolioBackend + ?Sized, V: ?Sized, A, B> {
+struct Parts<'a, F: FolioBackend + ?Sized, V: ?Sized, A, B> {
     folios: &'a F,
     vmemmap: &'a V,
-    atoms: &'a mut [Atom<'t, A, B, F::Frozen>],
+    atoms: &'a mut [Atom<A, B, F::Frozen>],
     reserved: Reserved<'a, F::Nodes>,
     done: AtomDone,
 }
 
 /// Atoms whose folios are frozen. Nothing else has changed.
 #[must_use = "dropping it leaves the folios frozen"]
-pub struct Commit<'a, 't, F: FolioBackend + ?Sized, V: VmemmapBackend + ?Sized, A, B>(
-    Parts<'a, 't, F, V, A, B>,
-);
+pub struct Commit<'a, F: FolioBackend + ?Sized, V: VmemmapBackend + ?Sized, A, B>(Parts<'a, F, V, A, B>);
 
 /// Atoms whose entries were written, and not flushed yet.
 #[must_use = "dropping it leaves the folios frozen, and a flush undone"]
-pub struct Remapped<'a, 't, F: FolioBackend + ?Sized, V: VmemmapBackend + ?Sized, A, B>(
-    Parts<'a, 't, F, V, A, B>,
-);
+pub struct Remapped<'a, F: FolioBackend + ?Sized, V: VmemmapBackend + ?Sized, A, B>(Parts<'a, F, V, A, B>);
 
 /// Atoms that were carried out or undone; nothing is frozen any more.
 #[must_use = "dropping it leaves replaced pages with the backend, until the next commit of the block"]
-pub struct Thawed<'a, 't, F: FolioBackend + ?Sized, V: VmemmapBackend + ?Sized, A, B> {
-    parts: Parts<'a, 't, F, V, A, B>,
+pub struct Thawed<'a, F: FolioBackend + ?Sized, V: VmemmapBackend + ?Sized, A, B> {
+    parts: Parts<'a, F, V, A, B>,
     flushed: Option<V::Flushed>,
 }
 
-impl<'a, 't, F, V, A, B> Commit<'a, 't, F, V, A, B>
+impl<'a, F, V, A, B> Commit<'a, F, V, A, B>
 where
     F: FolioBackend + ?Sized,
     V: VmemmapBackend + ?Sized,
@@ -110,7 +106,7 @@ where
     pub fn freeze(
         folios: &'a F,
         vmemmap: &'a V,
-        atoms: &'a mut [Atom<'t, A, B, F::Frozen>],
+        atoms: &'a mut [Atom<A, B, F::Frozen>],
         reserved: Reserved<'a, F::Nodes>,
         tries: u32,
     ) -> Result<Self, Refused> {
@@ -145,7 +141,7 @@ where
     /// # Errors
     ///
     /// [`ApplyError::BrokenStore`]: the store does not give what it said it had. All was undone and thawed.
-    pub fn remap(mut self) -> Result<Remapped<'a, 't, F, V, A, B>, Refused> {
+    pub fn remap(mut self) -> Result<Remapped<'a, F, V, A, B>, Refused> {
         let Parts { folios, vmemmap, atoms, reserved, done } = &mut self.0;
         for (position, atom) in atoms.iter_mut().enumerate() {
             let mut take = || reserved.pages.get(FrameKind::Vmemmap);
@@ -166,13 +162,13 @@ where
     }
 
     /// Thaws everything. A merge that stands between its two rounds is undone: its folios are what they were before.
-    pub fn cancel(mut self) -> Thawed<'a, 't, F, V, A, B> {
+    pub fn cancel(mut self) -> Thawed<'a, F, V, A, B> {
         self.0.thaw_undone();
         Thawed { parts: self.0, flushed: None }
     }
 }
 
-impl<'a, 't, F, V, A, B> Remapped<'a, 't, F, V, A, B>
+impl<'a, F, V, A, B> Remapped<'a, F, V, A, B>
 where
     F: FolioBackend + ?Sized,
     V: VmemmapBackend + ?Sized,
@@ -180,7 +176,7 @@ where
     B: PageSet,
 {
     /// Flushes, completes the splits and thaws everything. Cannot fail.
-    pub fn finish(mut self) -> Thawed<'a, 't, F, V, A, B> {
+    pub fn finish(mut self) -> Thawed<'a, F, V, A, B> {
         let flushed = self.0.flush();
         let Parts { folios, vmemmap, atoms, reserved, done } = &mut self.0;
         let have = folios.nodes_left(reserved.nodes);
@@ -195,7 +191,7 @@ where
     /// its first.
     ///
     /// The same atoms may be committed again.
-    pub fn cancel(mut self) -> Thawed<'a, 't, F, V, A, B> {
+    pub fn cancel(mut self) -> Thawed<'a, F, V, A, B> {
         let mut back = Applied::default();
         for atom in self.0.atoms.iter() {
             back = back.plus(atom.unsplit(self.0.vmemmap));
@@ -217,7 +213,7 @@ where
     }
 }
 
-impl<F, V, A, B> Parts<'_, '_, F, V, A, B>
+impl<F, V, A, B> Parts<'_, F, V, A, B>
 where
     F: FolioBackend + ?Sized,
     V: VmemmapBackend + ?Sized,
@@ -239,7 +235,7 @@ where
     }
 }
 
-impl<F, V, A, B> Thawed<'_, '_, F, V, A, B>
+impl<F, V, A, B> Thawed<'_, F, V, A, B>
 where
     F: FolioBackend + ?Sized,
     V: VmemmapBackend + ?Sized,
@@ -288,25 +284,25 @@ where
     }
 }
 
-impl<F: FolioBackend + ?Sized, V: ?Sized, A, B> fmt::Debug for Parts<'_, '_, F, V, A, B> {
+impl<F: FolioBackend + ?Sized, V: ?Sized, A, B> fmt::Debug for Parts<'_, F, V, A, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Commit").field("atoms", &self.atoms).field("done", &self.done).finish_non_exhaustive()
     }
 }
 
-impl<F: FolioBackend + ?Sized, V: VmemmapBackend + ?Sized, A, B> fmt::Debug for Commit<'_, '_, F, V, A, B> {
+impl<F: FolioBackend + ?Sized, V: VmemmapBackend + ?Sized, A, B> fmt::Debug for Commit<'_, F, V, A, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
-impl<F: FolioBackend + ?Sized, V: VmemmapBackend + ?Sized, A, B> fmt::Debug for Remapped<'_, '_, F, V, A, B> {
+impl<F: FolioBackend + ?Sized, V: VmemmapBackend + ?Sized, A, B> fmt::Debug for Remapped<'_, F, V, A, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
-impl<F: FolioBackend + ?Sized, V: VmemmapBackend + ?Sized, A, B> fmt::Debug for Thawed<'_, '_, F, V, A, B> {
+impl<F: FolioBackend + ?Sized, V: VmemmapBackend + ?Sized, A, B> fmt::Debug for Thawed<'_, F, V, A, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.parts.fmt(f)
     }

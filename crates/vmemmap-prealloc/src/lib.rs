@@ -41,7 +41,7 @@
 //! held.fill(&host, &needs, nodes, &pool).unwrap();
 //!
 //! // Commit.
-//! let mut atoms = [Atom::split(&share, block)];
+//! let mut atoms = [Atom::split(share.by_ref(), block)];
 //! let commit = Commit::freeze(&host, &host, &mut atoms, held.lend(), 16).unwrap();
 //! let done = commit.remap().unwrap().finish().release(&pool);
 //! assert_eq!((done.vmemmap.fresh, done.nodes_used, done.flushes), (518, 73, 1));
@@ -52,7 +52,7 @@
 //! pool.limit(Some(0));
 //! host.limit_nodes(Some(0));
 //! let back = share.reversed();
-//! let mut atoms = [Atom::merge(&back, block)];
+//! let mut atoms = [Atom::merge(back.by_ref(), block)];
 //! let commit = Commit::freeze(&host, &host, &mut atoms, held.lend(), 16).unwrap();
 //! let done = commit.remap().unwrap().finish().keep(&pool);
 //! assert_eq!(done.released, 518);

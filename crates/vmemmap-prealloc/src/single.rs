@@ -39,7 +39,7 @@ where
     A: PageSet,
     B: PageSet,
 {
-    let mut atom = Atom::split(transition, whole);
+    let mut atom = Atom::split(transition.by_ref(), whole);
     let reserved = Reserved { pages: store, nodes };
     let commit = Commit::freeze(folios, vmemmap, slice::from_mut(&mut atom), reserved, tries);
     let remapped = commit.and_then(Commit::remap).map_err(|refused| refused.error)?;
@@ -68,7 +68,7 @@ where
     A: PageSet,
     B: PageSet,
 {
-    let mut atom = Atom::merge(transition, whole).at_once();
+    let mut atom = Atom::merge(transition.by_ref(), whole).at_once();
     let mut nodes = F::Nodes::default();
     let reserved = Reserved { pages: &mut NoFrames, nodes: &mut nodes };
     let commit = Commit::freeze(folios, vmemmap, slice::from_mut(&mut atom), reserved, tries);

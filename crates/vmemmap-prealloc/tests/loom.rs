@@ -286,7 +286,7 @@ fn in_two() -> Transition<Empty, Large<core::ops::Range<u64>>> {
 fn commit(
     host: &Host,
     pool: &FramePool,
-    change: &mut Atom<'_, impl PageSet, impl PageSet, ()>,
+    change: &mut Atom<impl PageSet, impl PageSet, ()>,
     how: How,
 ) -> bool {
     let mut store = VecStore::default();
@@ -355,11 +355,11 @@ fn race(
 }
 
 fn split(host: &Host, pool: &FramePool, how: How) -> bool {
-    commit(host, pool, &mut Atom::split(&in_two(), block()), how)
+    commit(host, pool, &mut Atom::split(in_two(), block()), how)
 }
 
 fn merge(host: &Host, pool: &FramePool, how: How) -> bool {
-    commit(host, pool, &mut Atom::merge(&in_two().reversed(), block()), how)
+    commit(host, pool, &mut Atom::merge(in_two().reversed(), block()), how)
 }
 
 fn already_split(host: &Host, pool: &FramePool) {

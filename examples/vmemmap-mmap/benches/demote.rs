@@ -67,7 +67,7 @@ fn ours(block: PfnBlock, orders: OrderSet, host: &MmapHost, floor: &MmapHost) {
         held.fill(host, &needs, 0, host).unwrap();
         host.record();
         let start = Instant::now();
-        let mut atoms = [Atom::split(&t, block)];
+        let mut atoms = [Atom::split(t.by_ref(), block)];
         let commit = Commit::freeze(host, host, &mut atoms, held.lend(), 1).unwrap();
         let _ = commit.remap().unwrap().finish().release(host);
         let split = start.elapsed();
@@ -75,7 +75,7 @@ fn ours(block: PfnBlock, orders: OrderSet, host: &MmapHost, floor: &MmapHost) {
         host.check(&t.to_layout()).unwrap();
         host.record();
         let start = Instant::now();
-        let mut atoms = [Atom::merge(&back, block)];
+        let mut atoms = [Atom::merge(back.by_ref(), block)];
         let commit = Commit::freeze(host, host, &mut atoms, held.lend(), 1).unwrap();
         let _ = commit.remap().unwrap().finish().release(host);
         let merge = start.elapsed();

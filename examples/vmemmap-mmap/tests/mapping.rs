@@ -58,7 +58,7 @@ fn every_missing_page_changes_nothing() {
         less.fresh = have;
         held.fill(&host, &less, 0, &host).unwrap();
         let before = host.map_calls();
-        let mut atoms = [Atom::split(&t, t.block())];
+        let mut atoms = [Atom::split(t.by_ref(), t.block())];
         let refused = Commit::freeze(&host, &host, &mut atoms, held.lend(), 1).unwrap_err();
         let short = ApplyError::Short { whole: t.block(), need, have };
         assert_eq!(refused.error, AtomError::Vmemmap(short));
@@ -86,7 +86,7 @@ fn a_batch_needs_one_flush() {
         let mut held = Held::new(block(12, 0), needs.node, VecStore::default());
         held.fill(&host, &needs, 0, &host).unwrap();
         host.limit(Some(0));
-        let mut atoms: Vec<_> = ts.iter().map(|t| Atom::split(t, t.block())).collect();
+        let mut atoms: Vec<_> = ts.iter().map(|t| Atom::split(t.by_ref(), t.block())).collect();
         let remapped = Commit::freeze(&host, &host, &mut atoms, held.lend(), 1).unwrap().remap().unwrap();
         assert_eq!(remapped.cancel().keep(&host).released, needs.fresh);
         ts.iter().for_each(|t| host.check(&t.from_layout()).unwrap());
@@ -96,7 +96,7 @@ fn a_batch_needs_one_flush() {
         ts.iter().for_each(|t| host.check(&t.to_layout()).unwrap());
 
         let back: Vec<_> = ts.iter().map(Transition::reversed).collect();
-        let mut atoms: Vec<_> = back.iter().map(|t| Atom::merge(t, t.block())).collect();
+        let mut atoms: Vec<_> = back.iter().map(|t| Atom::merge(t.by_ref(), t.block())).collect();
         let remapped = Commit::freeze(&host, &host, &mut atoms, held.lend(), 1).unwrap().remap().unwrap();
         let _ = remapped.cancel().release(&host);
         ts.iter().for_each(|t| host.check(&t.to_layout()).unwrap());
@@ -191,7 +191,7 @@ fn a_merge_left_half_done() {
     carry_out(&host, &share, || ());
     let back = share.reversed();
     let mut held = reserve(&host, &back).1;
-    let mut atoms = [Atom::merge(&back, block(12, 0))];
+    let mut atoms = [Atom::merge(back.by_ref(), block(12, 0))];
     let commit = Commit::freeze(&host, &host, &mut atoms, held.lend(), 1).unwrap();
     let thawed = commit.remap().unwrap().finish();
     assert_eq!(thawed.waits(), 1);
@@ -199,7 +199,7 @@ fn a_merge_left_half_done() {
     let own = |host: &MmapHost| host.outstanding()[FrameKind::Vmemmap];
     assert_eq!(own(&host), 7);
     let (needs, mut held) = reserve(&host, &share);
-    let done = common::commit(&host, &mut [Atom::split(&share, block(12, 0))], &mut held, &mut || ());
+    let done = common::commit(&host, &mut [Atom::split(share.by_ref(), block(12, 0))], &mut held, &mut || ());
     let _ = held.release(&host, &host);
     assert_eq!((done.released, own(&host)), (needs.fresh, 7));
     host.check(&share.to_layout()).unwrap();

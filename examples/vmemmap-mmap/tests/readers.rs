@@ -85,7 +85,8 @@ fn turned_round<A: PageSet, B: PageSet>(host: &MmapHost, t: &Transition<A, B>, m
     let back = t.reversed();
     // Nothing more is to be had.
     host.limit(Some(0));
-    let mut atoms: Vec<_> = t.changes(0..t.block().pages()).map(|change| Atom::new(t, change)).collect();
+    let mut atoms: Vec<_> =
+        t.changes(0..t.block().pages()).map(|change| Atom::new(t.by_ref(), change)).collect();
     let cancelled = loop {
         match Commit::freeze(host, host, &mut atoms, held.lend(), 4) {
             Ok(commit) => break commit.remap().unwrap().cancel().keep(host),
@@ -96,7 +97,7 @@ fn turned_round<A: PageSet, B: PageSet>(host: &MmapHost, t: &Transition<A, B>, m
     commit(host, &mut atoms, &mut held, &mut refused);
     assert_eq!(held.pages_left(), needs.released);
     let mut atoms: Vec<_> =
-        back.changes(0..t.block().pages()).map(|change| Atom::new(&back, change)).collect();
+        back.changes(0..t.block().pages()).map(|change| Atom::new(back.by_ref(), change)).collect();
     commit(host, &mut atoms, &mut held, &mut refused);
     assert_eq!(held.pages_left(), needs.fresh);
     host.limit(None);

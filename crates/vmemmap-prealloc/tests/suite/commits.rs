@@ -18,8 +18,8 @@ fn state(host: &Host) -> (Counters, FrameNeeds) {
     (host.model.counters().in_use(), host.pool.outstanding())
 }
 
-fn atoms<'t, A: PageSet, B: PageSet>(t: &'t Transition<A, B>) -> Vec<Atom<'t, A, B, Frozen>> {
-    t.changes(0..u64::MAX).map(|change| Atom::new(t, change)).collect()
+fn atoms<A: PageSet, B: PageSet>(t: &Transition<A, B>) -> Vec<Atom<&A, &B, Frozen>> {
+    t.changes(0..u64::MAX).map(|change| Atom::new(t.by_ref(), change)).collect()
 }
 
 /// Blocks that are split and blocks that are merged, one plan, one reservation, one flush.
@@ -117,7 +117,8 @@ fn a_commit_is_cancelled_at_every_point() {
         host.commit(&mut atoms, &mut held, &mut AtomDone::default());
         host.check(&t.to_layout());
         let back = t.reversed();
-        let mut undo: Vec<_> = back.changes(0..u64::MAX).map(|change| Atom::new(&back, change)).collect();
+        let mut undo: Vec<_> =
+            back.changes(0..u64::MAX).map(|change| Atom::new(back.by_ref(), change)).collect();
         host.commit(&mut undo, &mut held, &mut AtomDone::default());
         assert_eq!((state(host), held.nodes_left(&host.model)), (before, nodes));
         host.dry(false);
@@ -144,10 +145,10 @@ fn every_part_of_a_plan_is_undone_without_memory() {
         for done in 0..=changes.len() {
             let part = &changes[..done];
             for &change in part {
-                host.commit(&mut [Atom::new(&t, change)], &mut held, &mut AtomDone::default());
+                host.commit(&mut [Atom::new(t.by_ref(), change)], &mut held, &mut AtomDone::default());
             }
             for change in part.iter().map(|change| change.reversed()).rev() {
-                host.commit(&mut [Atom::new(&back, change)], &mut held, &mut AtomDone::default());
+                host.commit(&mut [Atom::new(back.by_ref(), change)], &mut held, &mut AtomDone::default());
             }
             assert_eq!((state(host), held.nodes_left(&host.model)), (before, nodes));
             assert_eq!(held.pages_left(), needs.fresh);
@@ -169,7 +170,7 @@ fn a_merge_in_two_rounds() {
     };
     let name = block(12);
     let merge = Transition::new(name, OrderSet::ALL, 700..703, Empty);
-    let first = |host: &Host, held: &mut Held, atoms: &mut [Atom<'_, _, _, _>]| {
+    let first = |host: &Host, held: &mut Held, atoms: &mut [Atom<_, _, _>]| {
         let (model, before) = (&host.model, host.model.counters());
         let thawed = Commit::freeze(model, model, atoms, held.lend(), 1).unwrap().remap().unwrap().finish();
         assert_eq!(thawed.waits(), 1);
@@ -181,7 +182,7 @@ fn a_merge_in_two_rounds() {
         let after = model.counters();
         assert_eq!((after.vmemmap_pages, after.flushes), (before.vmemmap_pages, before.flushes));
     };
-    let second = |host: &Host, held: &mut Held, atoms: &mut [Atom<'_, _, _, _>]| {
+    let second = |host: &Host, held: &mut Held, atoms: &mut [Atom<_, _, _>]| {
         let mut done = AtomDone::default();
         host.commit(atoms, held, &mut done);
         assert_eq!((done.flushes, done.released, done.nodes_freed), (1, 6, 0));
@@ -192,7 +193,7 @@ fn a_merge_in_two_rounds() {
     let Host { model, pool } = &host;
     let (_, needs, mut held) = host.reserve(&merge);
     assert!(needs.grace_period);
-    let mut atoms = [Atom::merge(&merge, name)];
+    let mut atoms = [Atom::merge(merge.by_ref(), name)];
     let before = state(&host);
     // Cancelled before, in, and after the first round; and in the second.
     for stage in 0..4 {
@@ -226,12 +227,12 @@ fn a_merge_in_two_rounds() {
     // The second round never comes: a split finds pages of its own where it brings some, and gives the old ones back.
     let host = split(name);
     let mut held = host.reserve(&merge).2;
-    first(&host, &mut held, &mut [Atom::merge(&merge, name)]);
+    first(&host, &mut held, &mut [Atom::merge(merge.by_ref(), name)]);
     let _ = held.release(&host.model, &host.pool);
     let again = Transition::new(name, OrderSet::ALL, Empty, 700..703);
     let (_, needs, mut held) = host.reserve(&again);
     let mut done = AtomDone::default();
-    let mut atoms = [Atom::split(&again, name)];
+    let mut atoms = [Atom::split(again.by_ref(), name)];
     let commit = Commit::freeze(&host.model, &host.model, &mut atoms, held.lend(), 1).unwrap();
     add(&mut done, commit.remap().unwrap().finish().release(&host.pool));
     assert_eq!((done.vmemmap.fresh, done.released), (needs.fresh, needs.fresh));
@@ -252,7 +253,7 @@ fn a_refused_second_round_changes_nothing() {
     for t in &ts {
         host.carry_out(&t.reversed());
     }
-    let mut atoms = ts.each_ref().map(|t| Atom::merge(t, t.block()));
+    let mut atoms = ts.each_ref().map(|t| Atom::merge(t.by_ref(), t.block()));
     let thawed = Commit::freeze(model, model, &mut atoms, held.lend(), 1).unwrap().remap().unwrap().finish();
     assert_eq!(thawed.waits(), 2);
     let _ = thawed.keep(pool);

@@ -96,7 +96,7 @@ impl Host {
         for splits in [true, false] {
             for change in t.changes(0..u64::MAX) {
                 if matches!(change, Change::Split(_)) == splits {
-                    let mut atoms = [Atom::new(t, change)];
+                    let mut atoms = [Atom::new(t.by_ref(), change)];
                     self.commit(&mut atoms, &mut held, &mut sum);
                 }
             }
@@ -114,7 +114,7 @@ impl Host {
         let (counts, needs, mut held) = self.reserve(t);
         self.dry(true);
         let mut sum = AtomDone::default();
-        let mut atoms: Vec<_> = t.changes(0..u64::MAX).map(|change| Atom::new(t, change)).collect();
+        let mut atoms: Vec<_> = t.changes(0..u64::MAX).map(|change| Atom::new(t.by_ref(), change)).collect();
         self.commit(&mut atoms, &mut held, &mut sum);
         self.dry(false);
         let most = needs.flushes.min(1 + u64::from(needs.grace_period));
@@ -125,7 +125,7 @@ impl Host {
     /// One commit, or two with a grace period between them.
     pub(crate) fn commit<A: PageSet, B: PageSet>(
         &self,
-        atoms: &mut [Atom<'_, A, B, Frozen>],
+        atoms: &mut [Atom<A, B, Frozen>],
         held: &mut Held,
         sum: &mut AtomDone,
     ) {

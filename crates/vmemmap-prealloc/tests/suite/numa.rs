@@ -75,11 +75,11 @@ fn pages_come_from_the_node_of_the_block() {
         let mut want = start;
         want[node][FrameKind::Vmemmap] += 518;
         assert_eq!(nodes.out(), want);
-        let mut atoms = [Atom::split(&t, on(node))];
+        let mut atoms = [Atom::split(t.by_ref(), on(node))];
         let commit = Commit::freeze(&model, &model, &mut atoms, held.lend(), 1).unwrap();
         let _ = commit.remap().unwrap().finish().release(&nodes);
         let back = t.reversed();
-        let mut atoms = [Atom::merge(&back, on(node))];
+        let mut atoms = [Atom::merge(back.by_ref(), on(node))];
         let commit = Commit::freeze(&model, &model, &mut atoms, held.lend(), 1).unwrap();
         let _ = commit.remap().unwrap().finish().release(&nodes);
         let _ = held.release(&model, &nodes);

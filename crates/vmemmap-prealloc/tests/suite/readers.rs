@@ -165,7 +165,7 @@ fn no_reader_gets_a_head_that_does_not_cover_its_page() {
             let next = rng.runs(3, PAGES, 40);
             let t = Transition::new(at.block, orders, now.as_slice(), next.as_slice());
             let mut held = filled(&at, &t, &pool);
-            let mut atoms: Vec<_> = t.changes(0..PAGES).map(|change| Atom::new(&t, change)).collect();
+            let mut atoms: Vec<_> = t.changes(0..PAGES).map(|change| Atom::new(t.by_ref(), change)).collect();
             let commit = Commit::freeze(&at, &at, &mut atoms, held.lend(), 1).unwrap();
             let _ = commit.remap().unwrap().cancel().keep(&pool);
             at.host.check(&t.from_layout()).unwrap();
@@ -191,7 +191,7 @@ fn the_watcher_sees_a_wrong_order() {
     let at = watched(TailScheme::PerOrder, OrderSet::ALL, &pool);
     let t = Transition::new(at.block, OrderSet::ALL, Empty, 300..303);
     let mut held = filled(&at, &t, &pool);
-    let mut atoms = [Atom::split(&t, at.block)];
+    let mut atoms = [Atom::split(t.by_ref(), at.block)];
     let commit = Commit::freeze(&at.host, &at.host, &mut atoms, held.lend(), 1).unwrap();
     let remapped = commit.remap().unwrap();
     at.host.map_tail(VmemmapPage { block: at.block, index: 9 }, Tail::Template(at.block.order()));

@@ -160,7 +160,7 @@ fn a_missing_template_is_named() {
     needs.templates = 0;
     held.fill(&host.model, &needs, 3, &host.pool).unwrap();
     let before = host.model.counters();
-    let mut atoms = [Atom::split(&t, block(18))];
+    let mut atoms = [Atom::split(t.by_ref(), block(18))];
     let refused = Commit::freeze(&host.model, &host.model, &mut atoms, held.lend(), 1).unwrap_err();
     assert!(matches!(refused.error, AtomError::Vmemmap(ApplyError::NoTemplate { .. })), "{refused}");
     assert_eq!(host.model.counters(), before);
@@ -199,7 +199,7 @@ fn other_folios_are_refused() {
         [Change::Merge(block(12)), Change::Split(half), Change::Merge(half), Change::Split(block(11))]
     {
         let mut held = host.reserve(&t).2;
-        let mut atoms = [Atom::new(&t, change)];
+        let mut atoms = [Atom::new(t.by_ref(), change)];
         let refused = Commit::freeze(&host.model, &host.model, &mut atoms, held.lend(), 1).unwrap_err();
         assert_eq!((refused.position, refused.class()), (0, Class::Caller), "{change:?}");
         let _ = held.release(&host.model, &host.pool);

@@ -43,7 +43,7 @@ pub(crate) fn reserve<A: PageSet, B: PageSet>(host: &MmapHost, t: &Transition<A,
 /// somebody's reference was in the way, and it is tried again.
 pub(crate) fn commit<A: PageSet, B: PageSet>(
     host: &MmapHost,
-    atoms: &mut [Atom<'_, A, B, Frozen>],
+    atoms: &mut [Atom<A, B, Frozen>],
     held: &mut Held,
     pinned: &mut dyn FnMut(),
 ) -> AtomDone {
@@ -75,7 +75,7 @@ pub(crate) fn carry_out<A: PageSet, B: PageSet>(
     let (needs, mut held) = reserve(host, t);
     let mut sum = [0; 3];
     for change in t.changes(0..t.block().pages()) {
-        let done = commit(host, &mut [Atom::new(t, change)], &mut held, &mut pinned);
+        let done = commit(host, &mut [Atom::new(t.by_ref(), change)], &mut held, &mut pinned);
         let each = [done.vmemmap.fresh, done.vmemmap.rewrites, done.released];
         sum.iter_mut().zip(each).for_each(|(sum, each)| *sum += each);
     }
