@@ -5,7 +5,10 @@
 //! exclusive access in the writer section. An MMU may be walking all the while: words change by single stores, and
 //! what it may have cached is owed a fence ([`Unmapped`], [`Obligation`]).
 
-use super::{Fenced, Obligation, SecurePageTable, TableError, change::occupied, walk::Slot};
+use super::{
+    Fenced, Obligation, SecurePageTable, TableError,
+    walk::{Slot, occupied},
+};
 use crate::{
     Entry, External, Fill, Format, Frame, FrameStore, GpaEntry, HardwareWalked, HostOwned, Hpa, Level,
     Returned, SideWord, TableMemory, Word,

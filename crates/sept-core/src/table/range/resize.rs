@@ -159,6 +159,8 @@ impl<T: Copy, S: FrameStore> Resize<T, S> {
         let stopped = RangeError::stopped(at);
         let Some(level) = self.level() else { return Ok(Turn::Done) };
         match self.phase {
+            // What was blocked until it was turned round needs a fence before it can be shown.
+            Phase::Block if self.done.cancelled => self.start_fence(table).map_err(stopped),
             Phase::Block => match self.candidate(table, level, false).map_err(&stopped)? {
                 Some(at) => {
                     if let Err(error) = table.block(at) {
@@ -210,7 +212,6 @@ impl<T: Copy, S: FrameStore> Resize<T, S> {
     pub fn cancel(&mut self) {
         self.done.cancelled = !matches!(self.phase, Phase::Done);
         match self.phase {
-            // What was blocked needs a fence before it can be shown.
             Phase::Block if self.blocked == 0 => self.phase = Phase::Done,
             Phase::Change(fence) => {
                 self.next = 0;
