@@ -44,7 +44,16 @@ use crate::{
     Class, Classify, Entry, External, Format, Frame, FrameNeeds, Gpa, GpaEntry, Hpa, Level, Permissions,
     SideWord, TableMemory, Word,
 };
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
+use sync::AtomicU64;
+
+/// The atomics of the table itself: those of its models under `--cfg loom`.
+mod sync {
+    #[cfg(not(loom))]
+    pub(super) use core::sync::atomic::{AtomicU64, fence};
+    #[cfg(loom)]
+    pub(super) use loom::sync::atomic::{AtomicU64, fence};
+}
 
 /// A secure page table: format `F` in memory `M`, in front of the TEE's table `X`.
 ///
