@@ -111,6 +111,7 @@ mod leaves {
         black_box(sys::info::<I> as fn(&I, &mut Frame) -> _);
         black_box(sys::rd_all::<I> as fn(&I, &mut Frame, FieldId) -> _);
         black_box(export::blockw::<I> as for<'l> fn(&I, Tdr, GpaList<'l>) -> List<'l>);
+        black_box(export::blockw_v1::<I> as for<'l> fn(&I, Tdr, GpaList<'l>) -> List<'l>);
     }
 }
 

@@ -89,6 +89,7 @@ fn every_leaf_and_version() {
         (58, selector(|t| phymem::pamt_add(t, region, [page(), frame(0x300_1000)]))),
         (59, selector(|t| phymem::pamt_remove(t, region))),
         (65, selector(|t| export::blockw(t, td, GpaList::new(&mut buffer, 0, 1).unwrap()).is_ok())),
+        (0x1_0041, selector(|t| export::blockw_v1(t, td, GpaList::new(&mut buffer, 0, 1).unwrap()).is_ok())),
         (75, selector(|t| export::unblockw(t, td, small))),
     ]
     .into();
@@ -96,7 +97,7 @@ fn every_leaf_and_version() {
         assert_eq!(sent, expected);
     }
     // As many as there are documented leaves but VP.ENTER, which is no such call: none is missing here.
-    assert_eq!(calls.len(), 60);
+    assert_eq!(calls.len(), 61);
 }
 
 /// A question for the first field: the informational status is an answer with nothing but the next field.

@@ -63,31 +63,52 @@ fn info() {
     assert_eq!(sends(script, expected, |t| sys::rd_all(t, &mut frame(0x5000), first)), Ok(None));
 }
 
+/// A transport that ends BLOCKW with `rax` before entry `next`, as the module does: the operand comes back moved on.
+fn stops(rax: u64, next: u64, r8: u64) -> Script {
+    Script::new().then(move |regs| Regs { rax, rcx: regs.rcx & !(0x1ff << 3) | next << 3, r8, ..regs })
+}
+
 #[test]
 fn blockw() {
     let mut page = frame(0x5000);
     let list = GpaList::new(&mut page, 2, 511).unwrap();
     let expected = Regs { rcx: 0xff80_0000_0000_5010, rdx: TDR, ..on(65) };
-    let script =
-        Script::new().then(|regs| Regs { rax: 0x8000_0003_0000_0000, rcx: 0x9_9000 | 40 << 3, ..regs });
-    let back = sends(script, expected, |t| export::blockw(t, tdr(), list)).unwrap_err();
-    // The first entry moves on; the address stays that of the frame, whatever came back.
+    let back =
+        sends(stops(0x8000_0003_0000_0000, 40, 0), expected, |t| export::blockw(t, tdr(), list)).unwrap_err();
     assert_eq!((back.held.first(), back.held.raw()), (40, 0xff80_0000_0000_5140));
+    // Another call wanted the tree: as after an interruption, entries before this one are done.
+    let script = stops(0x8000_0206_0000_0092, 60, 0);
+    let back = export::blockw(&script, tdr(), back.held).unwrap_err();
+    assert_eq!(back.held.first(), 60);
     // Entry 100 is malformed: those before it are done.
-    let script =
-        Script::new().then(|regs| Regs { rax: 0xc000_0100_0000_0061, rcx: 0x9_9000 | 100 << 3, ..regs });
-    let back = export::blockw(&script, tdr(), back.held).unwrap_err();
+    let back = export::blockw(&stops(0xc000_0100_0000_0061, 100, 0), tdr(), back.held).unwrap_err();
     assert_eq!((back.held.first(), back.held.raw()), (100, 0xff80_0000_0000_5320));
-    // The list as such is refused: all of it is to do.
-    let script = Script::new().then(|regs| Regs { rax: 0xc000_0100_0000_0001, rcx: 7 << 3, ..regs });
-    let back = export::blockw(&script, tdr(), back.held).unwrap_err();
+    // The list as such is refused: all that was left is to do.
+    let back = export::blockw(&stops(0xc000_0100_0000_0001, 100, 0), tdr(), back.held).unwrap_err();
     assert_eq!(back.held.first(), 100);
+    // The address stays that of the frame, whatever comes back.
+    let script =
+        Script::new().then(|regs| Regs { rax: 0x8000_0003_0000_0000, rcx: 0x9_9000 | 7 << 3, ..regs });
+    let back = export::blockw(&script, tdr(), back.held).unwrap_err();
+    assert_eq!(back.held.raw(), 0xff80_0000_0000_5320);
     let script = Script::new().then(|regs| Regs { rax: 7, ..regs });
     assert_eq!(export::blockw(&script, tdr(), back.held).unwrap(), 7);
 
     assert!(GpaList::new(&mut page, 3, 2).is_none());
     assert!(GpaList::new(&mut page, 0, 512).is_none());
     assert!(GpaList::new(&mut frame_of(0x20_0000, Level::L2M), 0, 1).is_none());
+}
+
+#[test]
+fn blockw_v1_counts_every_problem() {
+    let mut page = frame(0x5000);
+    let list = GpaList::new(&mut page, 2, 511).unwrap();
+    let expected = Regs { rcx: 0xff80_0000_0000_5010, rdx: TDR, ..on(0x1_0041) };
+    let script = stops(0x8000_0003_0000_0000, 40, 3);
+    let back = sends(script, expected, |t| export::blockw_v1(t, tdr(), list)).unwrap_err();
+    assert_eq!((back.held.first(), back.held.problems()), (40, 3));
+    let script = stops(0, 0, 2);
+    assert_eq!(export::blockw_v1(&script, tdr(), back.held).unwrap(), 5);
 }
 
 #[test]

@@ -63,11 +63,11 @@ impl GpaListInfo {
         Hpa::truncate(self.0 & ADDRESS)
     }
 
-    /// The same list, from the entry on that `out` names as the first. Whatever else `out` holds is ignored: a
-    /// transport cannot make the module write elsewhere.
+    /// The same list, from the entry on that `out` names as the first: what `RCX` holds after a call. An `out` that
+    /// names another list changes nothing: a transport cannot make the module write elsewhere.
     #[must_use]
     pub const fn resumed(self, out: u64) -> Self {
-        Self(self.0 & !FIRST | out & FIRST)
+        if (out ^ self.0) & !FIRST == 0 { Self(out) } else { self }
     }
 }
 

@@ -96,7 +96,8 @@ fn gpa_lists() {
     let info = GpaListInfo::new(Hpa::new(0x5000).unwrap(), 2, 511).unwrap();
     assert_eq!(info.raw(), 0xff80_0000_0000_5010);
     assert_eq!((info.first(), info.last(), info.list().raw()), (2, 511, 0x5000));
-    assert_eq!(info.resumed(0x7f80_0000_0009_9000 | 40 << 3).raw(), 0xff80_0000_0000_5140);
+    assert_eq!(info.resumed(0xff80_0000_0000_5140).first(), 40);
+    assert_eq!(info.resumed(0xff80_0000_0009_9140), info);
     assert!(GpaListInfo::new(Hpa::new(0x5800).unwrap(), 0, 1).is_none());
     assert!(GpaListInfo::new(Hpa::new(0x5000).unwrap(), 2, 1).is_none());
     assert!(GpaListInfo::new(Hpa::new(0x5000).unwrap(), 2, 512).is_none());

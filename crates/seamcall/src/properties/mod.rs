@@ -85,10 +85,11 @@ proptest! {
         prop_assert_eq!(FieldId::new(raw).raw(), raw);
         prop_assert_eq!(GpaListEntry::from_raw(raw).raw(), raw);
         prop_assert_eq!(GpaListInfo::from_raw(raw).raw(), raw);
-        // A resumed list moves its first entry, and nothing else.
-        let resumed = GpaListInfo::from_raw(raw).resumed(other);
-        prop_assert_eq!((resumed.raw() ^ raw) & !0xff8, 0);
-        prop_assert_eq!(resumed.first(), GpaListInfo::from_raw(other).first());
+        // A resumed list moves its first entry, and nothing else; what names another list is ignored.
+        let info = GpaListInfo::from_raw(raw);
+        prop_assert_eq!(info.resumed(other).raw(), if (raw ^ other) & !0xff8 == 0 { other } else { raw });
+        let moved = raw & !0xff8 | other & 0xff8;
+        prop_assert_eq!(info.resumed(moved).raw(), moved);
         let entry = PamtEntry { control: raw, block_epoch: other };
         prop_assert_eq!(u64::from(entry.page_type().raw()), raw >> 16 & 0x1f);
         prop_assert_eq!(entry.owner().raw(), raw >> 24 << 12);

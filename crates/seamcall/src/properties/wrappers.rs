@@ -90,6 +90,10 @@ fn without_pages(t: &dyn Fn() -> Script) -> Vec<After> {
             assert_eq!(back.held.raw() & !0xff8, 9 << 55 | 0x6000);
             back.error
         })),
+        plain(
+            export::blockw_v1(&t(), td, GpaList::new(&mut frame(0x6000), 2, 9).unwrap())
+                .map_err(|back| back.error),
+        ),
         plain(sys::init(&t())),
         plain(sys::lp_init(&t())),
         // SAFETY: a script stands for the module; it reads and takes nothing.

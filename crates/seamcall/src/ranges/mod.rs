@@ -180,25 +180,55 @@ pub fn sept_add_to_end<T: Transport + ?Sized>(
 
 /// [`export::blockw`] until the list is done, going on after at most `interruptions` interruptions.
 ///
+/// What became of each page stands in its entry; the module counts only those of the last call.
+///
 /// # Errors
 ///
-/// As [`export::blockw`]. `INTERRUPTED_RESUMABLE`: the bound was reached; call it with the list that came back.
+/// As [`export::blockw`]. `INTERRUPTED_RESUMABLE`, `INTERRUPTED_BUSY`: the bound was reached; call it with the list
+/// that came back.
 pub fn blockw_to_end<'a, T: Transport + ?Sized>(
     t: &T,
     td: Tdr,
+    list: GpaList<'a>,
+    interruptions: u32,
+) -> Result<(), Returned<SeamcallError, GpaList<'a>>> {
+    list_to_end(list, interruptions, |list| export::blockw(t, td, list)).map(drop)
+}
+
+/// [`export::blockw_v1`] until the list is done, going on after at most `interruptions` interruptions. Returns how
+/// many entries had a problem.
+///
+/// # Errors
+///
+/// As [`blockw_to_end`].
+pub fn blockw_v1_to_end<'a, T: Transport + ?Sized>(
+    t: &T,
+    td: Tdr,
+    list: GpaList<'a>,
+    interruptions: u32,
+) -> Result<u32, Returned<SeamcallError, GpaList<'a>>> {
+    list_to_end(list, interruptions, |list| export::blockw_v1(t, td, list))
+}
+
+fn list_to_end<'a>(
     mut list: GpaList<'a>,
     interruptions: u32,
+    call: impl Fn(GpaList<'a>) -> Result<u32, Returned<SeamcallError, GpaList<'a>>>,
 ) -> Result<u32, Returned<SeamcallError, GpaList<'a>>> {
     let mut left = interruptions;
     loop {
-        match export::blockw(t, td, list) {
-            Err(back) if back.error.status.is(Status::INTERRUPTED_RESUMABLE) && left != 0 => {
+        match call(list) {
+            Err(back) if is_interruption(&back.error) && left != 0 => {
                 left = left.saturating_sub(1);
                 list = back.held;
             }
             result => return result,
         }
     }
+}
+
+const fn is_interruption(error: &SeamcallError) -> bool {
+    error.status.is(Status::INTERRUPTED_RESUMABLE) || error.status.is(Status::INTERRUPTED_BUSY)
 }
 
 /// The page `index` pages after `first`; refused beyond the end of physical memory.

@@ -4,6 +4,7 @@ use crate::testing::{Script, entry, frame, gpa, hpa};
 use std::vec::Vec;
 
 const RESUMABLE: u64 = 0x8000_0003_0000_0000;
+const INTERRUPTED_BUSY: u64 = 0x8000_0206_0000_0092;
 const BUSY: u64 = 0x8000_0200_0000_0001;
 
 fn td() -> Tdr {
@@ -127,8 +128,18 @@ fn sept_add_resumes_with_what_is_left() {
 #[test]
 fn blockw_resumes_where_it_was() {
     let mut page = frame(0x5000);
-    let list = GpaList::new(&mut page, 0, 9).unwrap();
-    let script = Script::new().then(|regs| Regs { rax: RESUMABLE, rcx: regs.rcx + (4 << 3), ..regs });
-    assert_eq!(blockw_to_end(&script, td(), list, 1).unwrap(), 0);
-    assert_eq!(rcx(&script)[1] - rcx(&script)[0], 4 << 3);
+    let stops = |rax, r8| move |regs: Regs| Regs { rax, rcx: regs.rcx + (4 << 3), r8, ..regs };
+    let first_entries =
+        |script: &Script| -> Vec<u64> { rcx(script).iter().map(|rcx| rcx >> 3 & 0x1ff).collect() };
+    let script = Script::new().then(stops(RESUMABLE, 0)).then(stops(INTERRUPTED_BUSY, 0));
+    blockw_to_end(&script, td(), GpaList::new(&mut page, 0, 9).unwrap(), 2).unwrap();
+    assert_eq!((script.leaves()[0], first_entries(&script)), (65, std::vec![0, 4, 8]));
+    // One interruption more than it waits for: the list comes back from where it is.
+    let script = Script::new().then(stops(RESUMABLE, 0)).then(stops(RESUMABLE, 0));
+    let back = blockw_to_end(&script, td(), GpaList::new(&mut page, 0, 9).unwrap(), 1).unwrap_err();
+    assert_eq!(back.held.first(), 8);
+    // Version 1 counts the problems of all parts.
+    let script = Script::new().then(stops(RESUMABLE, 2)).then(stops(0, 1));
+    assert_eq!(blockw_v1_to_end(&script, td(), GpaList::new(&mut page, 0, 9).unwrap(), 1).unwrap(), 3);
+    assert_eq!(script.leaves(), [0x1_0041; 2]);
 }
