@@ -4,7 +4,7 @@
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use seamcall::{
-    CmrInfo, GpaListEntry, GpaListInfo, GpaListStatus, PageType, PamtEntry, SeptLayout, SeptState, TdParams,
+    CmrInfo, FatalErrorConfig, FatalInfo, FatalNotification, GpaListEntry, GpaListInfo, GpaListStatus, PageType, PamtEntry, SeptLayout, SeptState, TdParams,
     TdmrInfo, pamt_sizes,
 };
 use sept_core::{Hpa, Level};
@@ -25,6 +25,7 @@ fuzz_target!(|input: Input<'_>| {
     pamt(input.word, input.other);
     gpa_list(input.word, input.other);
     structures(input.bytes);
+    fatal(input.hpa, input.word);
     if let Some(sizes) = pamt_sizes(input.word, input.sizes, input.dynamic) {
         assert!(sizes.iter().all(|size| size % 4096 == 0));
     }
@@ -95,6 +96,21 @@ fn gpa_list(raw: u64, out: u64) {
     }
 }
 
+fn fatal(hpa: u64, word: u64) {
+    let [vector, kind, ..] = word.to_le_bytes();
+    let notification = match kind & 3 {
+        0 => FatalNotification::None,
+        1 => FatalNotification::Interrupt(vector),
+        2 => FatalNotification::Nmi,
+        _ => FatalNotification::Smi,
+    };
+    let Some(config) = FatalErrorConfig::new(Hpa::new(hpa), notification) else { return };
+    let raw = config.raw();
+    assert_eq!(raw & 0x003f_ffff_ffff_ffff, if hpa >> 52 == 0 { hpa } else { 0x000f_ffff_ffff_ffc0 });
+    assert_eq!(raw >> 54 & 3, u64::from(kind & 3));
+    assert!(raw >> 56 == 0 || kind & 3 == 1 && raw >> 56 == u64::from(vector) && vector >= 16);
+}
+
 fn structures(bytes: &[u8]) {
     if let Ok((params, _)) = TdParams::read_from_prefix(bytes) {
         assert_eq!(params.as_bytes(), &bytes[..1024]);
@@ -103,6 +119,10 @@ fn structures(bytes: &[u8]) {
             assert_eq!(asked.eptp_controls >> 3 & 7, params.eptp_controls >> 3 & 7);
             assert_eq!(asked.config_flags & 1, params.config_flags & 1);
         }
+    }
+    if let Ok((info, _)) = FatalInfo::read_from_prefix(bytes) {
+        assert_eq!(info.as_bytes(), &bytes[..64]);
+        assert_eq!((info.state, info.format), (bytes[0], bytes[1]));
     }
     if let Ok((tdmr, _)) = TdmrInfo::read_from_prefix(bytes) {
         assert_eq!(tdmr.as_bytes(), &bytes[..512]);

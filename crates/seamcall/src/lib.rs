@@ -161,9 +161,9 @@ pub use features::Features0;
 #[cfg(target_arch = "x86_64")]
 pub use instruction::Instruction;
 pub use layout::{
-    Attributes, CmrInfo, ConfigFlags, CpuidValue, EptpControls, GpaListEntry, GpaListFlags, GpaListInfo,
-    GpaListOperation, GpaListPage, GpaListStatus, PageType, PamtEntry, ReservedArea, SeptLayout, TdParams,
-    TdmrInfo, pamt_sizes,
+    Attributes, CmrInfo, ConfigFlags, CpuidValue, EptpControls, FatalErrorConfig, FatalInfo,
+    FatalNotification, GpaListEntry, GpaListFlags, GpaListInfo, GpaListOperation, GpaListPage, GpaListStatus,
+    PageType, PamtEntry, ReservedArea, SeptLayout, TdParams, TdmrInfo, pamt_sizes,
 };
 pub use leaf::Leaf;
 pub use metadata::{FieldContext, FieldId, FieldValue, LifecycleState, OpState, PlatformField, TdField};

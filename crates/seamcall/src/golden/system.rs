@@ -2,7 +2,7 @@ use super::*;
 use crate::export::{self, GpaList};
 use crate::sys::{self, TdmrProgress};
 use crate::testing::{entry, frame, frame_of};
-use crate::{Features0, FieldId, Hkid, mng::KeyConfig};
+use crate::{FatalErrorConfig, FatalNotification, Features0, FieldId, Hkid, mng::KeyConfig};
 use sept_core::Level;
 
 fn on(rax: u64) -> Regs {
@@ -21,6 +21,31 @@ fn bring_up() {
     let expected = Regs { r9: 0x0000_8000_0000_0000, ..on(0x1_0035) };
     sends(Script::new(), expected, |t| sys::update_v1(t, Features0::UPDATE_COMPATIBILITY)).unwrap();
     sends(Script::new(), Regs { rcx: 3, ..on(52) }, |t| sys::shutdown(t, 3)).unwrap();
+}
+
+/// Bit positions from the module's header.
+#[test]
+#[expect(unsafe_code, reason = "the script takes no memory")]
+fn init_v1() {
+    let info = Some(hpa(0x4000_0040));
+    let none = FatalErrorConfig::new(None, FatalNotification::None);
+    for (config, r8) in [
+        (none, 0x000f_ffff_ffff_ffc0),
+        (FatalErrorConfig::new(info, FatalNotification::None), 0x0000_0000_4000_0040),
+        (FatalErrorConfig::new(info, FatalNotification::Interrupt(0xf3)), 0xf340_0000_4000_0040),
+        (FatalErrorConfig::new(info, FatalNotification::Nmi), 0x0080_0000_4000_0040),
+        (FatalErrorConfig::new(None, FatalNotification::Smi), 0x00cf_ffff_ffff_ffc0),
+    ] {
+        let expected = Regs { r8, ..on(0x1_0021) };
+        // SAFETY: a script stands for the module; it writes nothing.
+        sends(Script::new(), expected, |t| unsafe { sys::init_v1(t, config.unwrap()) }).unwrap();
+    }
+    assert_eq!(FatalErrorConfig::new(Some(hpa(0x4000_0020)), FatalNotification::None), None);
+    assert_eq!(FatalErrorConfig::new(info, FatalNotification::Interrupt(15)), None);
+    // CPUID leaf 7 is not as the module wants it: the registers tell.
+    let script = Script::new().details(0xc000_0900_0000_0000, 7, 0xffff_ffff_0000_0000);
+    let error = sys::init(&script).unwrap_err();
+    assert_eq!((error.registers(), error.entry()), ((7, 0xffff_ffff_0000_0000), None));
 }
 
 #[test]

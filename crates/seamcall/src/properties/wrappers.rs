@@ -5,7 +5,8 @@ use crate::mem::{self, DemotePages, L2Mode, MaybeTainted, SeptPages};
 use crate::phymem::{self, CacheWb};
 use crate::testing::{Script, entry, frame, frame_of, gpa, hpa};
 use crate::{
-    Features0, FieldId, Hkid, KeyIdBits, PlatformField, Regs, SeamcallError, Status, TdField, Tdr, Tdvpr,
+    FatalErrorConfig, FatalNotification, Features0, FieldId, Hkid, KeyIdBits, PlatformField, Regs,
+    SeamcallError, Status, TdField, Tdr, Tdvpr,
     export::{self, GpaList},
     mng, mr, sys, vp,
 };
@@ -95,6 +96,8 @@ fn without_pages(t: &dyn Fn() -> Script) -> Vec<After> {
                 .map_err(|back| back.error),
         ),
         plain(sys::init(&t())),
+        // SAFETY: a script stands for the module; it writes nothing.
+        plain(unsafe { sys::init_v1(&t(), FatalErrorConfig::new(None, FatalNotification::Nmi).unwrap()) }),
         plain(sys::lp_init(&t())),
         // SAFETY: a script stands for the module; it reads and takes nothing.
         plain(unsafe { sys::config(&t(), at, 1, key, true) }),
@@ -137,6 +140,7 @@ fn check(out: &Regs, result: &Result<(), SeamcallError>) -> Result<(), TestCaseE
         Ok(()) => prop_assert!(Status::from_raw(out.rax).is_success()),
         Err(error) => {
             prop_assert_eq!(error.status.raw(), out.rax);
+            prop_assert_eq!(error.registers(), (out.rcx, out.rdx));
             prop_assert!(!error.to_string().is_empty());
             let _: Class = error.class();
             if let Some(entry) = error.entry() {
