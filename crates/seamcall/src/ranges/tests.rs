@@ -27,6 +27,28 @@ fn write_back_stops_at_the_page_that_is_refused() {
     assert!(write_back(&script, hpa(0x8000_0000), 0, Hkid::new(1), bits).is_ok());
 }
 
+/// Nothing is done to the beginning of a range that cannot be gone through to its end.
+#[test]
+fn a_range_that_does_not_end_in_memory_is_refused_whole() {
+    let bits = KeyIdBits::new(46, 6).unwrap();
+    let script = Script::new();
+    let last = hpa((1 << 52) - 0x1000);
+    let stopped = write_back(&script, last, 2, Hkid::new(1), bits).unwrap_err();
+    assert_eq!((stopped.at, stopped.error.status.raw()), (last, 0xc000_ff01_0000_0001));
+    assert_eq!(reclaim(&script, last, 2, |_, _| panic!("reclaimed")).unwrap_err().at, last);
+    let chunk = gpa((1 << 52) - 0x100);
+    assert_eq!(extend(&script, td(), chunk, 0x200).unwrap_err().at, chunk);
+    // Part of a chunk would silently not be measured.
+    for bytes in [1, 0x80, 0x180] {
+        let error = extend(&script, td(), gpa(0x1000), bytes).unwrap_err().error;
+        assert_eq!(error.status.raw(), 0xc000_ff01_0000_0001);
+    }
+    assert!(script.calls().is_empty());
+    extend(&script, td(), chunk, 0x100).unwrap();
+    extend(&script, td(), chunk, 0).unwrap();
+    assert_eq!(script.calls().len(), 1);
+}
+
 /// RDMD of a page in use at `level`, then RECLAIM of it.
 fn used(script: Script, level: u64) -> Script {
     let out = move |regs: Regs| Regs { rax: 0, rcx: 3, rdx: 0x100_0000, r8: level, ..regs };

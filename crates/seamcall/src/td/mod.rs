@@ -8,7 +8,7 @@ mod tests;
 pub use error::TdError;
 pub use external::TablePages;
 
-use crate::{EntryInfo, Hkid, KeyIdBits, Leaf, SeamcallError, Status, Tdr, Transport, mem, mr};
+use crate::{EntryInfo, Hkid, KeyIdBits, Leaf, SeamcallError, Status, Tdr, Transport, mem, mr, ranges};
 use core::hint;
 use sept_core::{FrameKind, Gpa, GpaEntry, Hpa, Shootdown, TdxConfig, TreeLock};
 
@@ -282,17 +282,9 @@ impl<T: Transport, S: Shootdown, L: TreeLock, O: Observe> Td<T, S, L, O> {
     ///
     /// # Errors
     ///
-    /// Where it stopped, and why: go on from there. See [`mr::extend`].
+    /// Where it stopped, and why: go on from there. As [`ranges::extend`].
     pub fn measure(&self, from: Gpa, bytes: u64) -> Result<(), Stopped<Gpa>> {
-        let mut at = from;
-        for _ in 0..bytes / mr::EXTEND_CHUNK {
-            self.exclusive(|| mr::extend(&self.transport, self.tdr(), at))
-                .map_err(|error| Stopped { at, error })?;
-            // The end of the address space: nothing is mapped there, so MR.EXTEND has refused before.
-            let Some(next) = at.checked_add(mr::EXTEND_CHUNK) else { break };
-            at = next;
-        }
-        Ok(())
+        ranges::each_chunk(from, bytes, |at| self.exclusive(|| mr::extend(&self.transport, self.tdr(), at)))
     }
 
     /// Closes the measurement; the TD can run.
