@@ -169,7 +169,7 @@ fn page_demote() {
     .unwrap();
 
     let pages = DemotePages::new(frame(0x200_0000))
-        .with_l2([Some(frame(0x201_0000)), Some(frame(0x202_0000)), None])
+        .with_l2(2, [Some(frame(0x201_0000)), Some(frame(0x202_0000)), None])
         .with_pair([frame(0x300_0000), frame(0x300_1000)]);
     let expected = Regs {
         rdx: TDR | 1,
@@ -185,6 +185,22 @@ fn page_demote() {
     let unused =
         sends(script, expected, |t| mem::page_demote(t, tdr(), two_mib(), L2Mode::Sparse, pages)).unwrap();
     assert_eq!(unused.map(|page| page.map(|page| page.hpa().raw())), [None, Some(0x202_0000), None]);
+}
+
+/// The module does not look at the operand of a VM that the TD does not have: its page would be nobody's.
+#[test]
+fn a_page_for_a_vm_that_is_not_there_is_not_given() {
+    for (vms, index, operand) in [(0, 0, 9), (1, 1, 10), (2, 2, 11), (0, 2, 11)] {
+        let mut l2 = [None, None, None];
+        l2[index] = Some(frame(0x201_0000));
+        let pages = DemotePages::new(frame(0x200_0000)).with_l2(vms, l2);
+        let script = Script::new();
+        let back = mem::page_demote(&script, tdr(), two_mib(), L2Mode::All, pages).unwrap_err();
+        assert_eq!(back.error.status.raw(), 0xc000_ff01_0000_0000 | operand);
+        assert!(script.calls().is_empty() && !back.held.is_tainted());
+        let (_, l2, _) = back.held.into_parts();
+        assert!(l2[index].is_some());
+    }
 }
 
 #[test]

@@ -205,16 +205,20 @@ const_assert_eq!(align_of::<GpaListEntry>(), 8);
 const_assert_eq!(size_of::<GpaListPage>(), 4096);
 
 impl GpaListEntry {
-    /// An entry for the page at `at` to be given to a leaf.
+    /// An entry for the page at `at` to be given to a leaf; `None` for a level that its two bits do not hold. The
+    /// modules of the sources below take 4 KiB only.
     #[must_use]
-    pub const fn new(at: GpaEntry, operation: GpaListOperation) -> Self {
+    pub const fn new(at: GpaEntry, operation: GpaListOperation) -> Option<Self> {
+        if at.level().raw() > 0b11 {
+            return None;
+        }
         let operation = match operation {
             GpaListOperation::Nop => 0,
             GpaListOperation::Migrate => 1,
             GpaListOperation::Cancel => 2,
             GpaListOperation::Remigrate => 3,
         };
-        Self(at.gpa().raw() | (at.level().raw() as u64 & 0b11) | operation << 52)
+        Some(Self(at.gpa().raw() | at.level().raw() as u64 | operation << 52))
     }
 
     /// The entry with these bits.

@@ -103,7 +103,7 @@ fn gpa_lists() {
     assert!(GpaListInfo::new(Hpa::new(0x5000).unwrap(), 2, 512).is_none());
 
     let at = sept_core::GpaEntry::new(sept_core::Gpa::new(0x4000_1000).unwrap(), Level::L4K).unwrap();
-    let entry = GpaListEntry::new(at, GpaListOperation::Migrate);
+    let entry = GpaListEntry::new(at, GpaListOperation::Migrate).unwrap();
     assert_eq!(entry.raw(), 0x0010_0000_4000_1000);
     // Pending, mapped by VM 2, the walk failed.
     let answer = GpaListEntry::from_raw(0x0200_0000_4000_1104);
@@ -119,10 +119,12 @@ fn gpa_lists() {
         (2, GpaListOperation::Cancel),
         (3, GpaListOperation::Remigrate),
     ] {
-        assert_eq!(GpaListEntry::new(at, operation).raw() >> 52, raw);
+        assert_eq!(GpaListEntry::new(at, operation).unwrap().raw() >> 52, raw);
         assert_eq!(GpaListEntry::from_raw(raw << 52).operation(), operation);
     }
     assert_eq!([entry; 2].as_bytes()[8..16], entry.raw().to_le_bytes());
+    let top = sept_core::GpaEntry::new(sept_core::Gpa::new(0).unwrap(), Level::L256T).unwrap();
+    assert_eq!(GpaListEntry::new(top, GpaListOperation::Migrate), None);
 }
 
 #[test]

@@ -40,6 +40,7 @@ impl MaybeTainted {
 pub struct DemotePages {
     table: Frame,
     l2: [Option<Frame>; 3],
+    l2_vms: u8,
     pair: Option<[Frame; 2]>,
     tainted: bool,
 }
@@ -47,14 +48,16 @@ pub struct DemotePages {
 impl DemotePages {
     /// A page for the new L1 table.
     pub const fn new(table: Frame) -> Self {
-        Self { table, l2: [const { None }; 3], pair: None, tainted: false }
+        Self { table, l2: [const { None }; 3], l2_vms: 0, pair: None, tainted: false }
     }
 
-    /// Adds pages for the tables of L2 VMs 1, 2 and 3; those given before are dropped (and so leaked).
+    /// Adds pages for the tables of L2 VMs 1, 2 and 3 of a TD that has `vms` of them
+    /// ([`TdField::NUM_L2_VMS`](crate::TdField::NUM_L2_VMS)); those given before are dropped (and so leaked).
     ///
-    /// Only for VMs that the TD has: the module neither takes nor returns a page for another one.
-    pub fn with_l2(self, l2: [Option<Frame>; 3]) -> Self {
-        Self { l2, ..self }
+    /// A page for a VM that the TD does not have is refused when the call is to be made: the module would neither take
+    /// nor return it.
+    pub fn with_l2(self, vms: u8, l2: [Option<Frame>; 3]) -> Self {
+        Self { l2, l2_vms: vms, ..self }
     }
 
     /// Adds the Dynamic PAMT page pair that a 2 MiB page needs; one given before is dropped (and so leaked).
@@ -96,7 +99,13 @@ impl DemotePages {
         operands.into_iter().try_for_each(|(page, operand)| match page {
             Some(page) => require_level(page, Level::L4K, leaf, operand),
             None => Ok(()),
-        })
+        })?;
+        // The module looks at no operand of a VM that is not there.
+        let beyond = [Operand::R9, Operand::R10, Operand::R11].into_iter().zip(&self.l2);
+        match beyond.skip(self.l2_vms.into()).find(|(_, page)| page.is_some()) {
+            Some((operand, _)) => Err(SeamcallError::refused(leaf, Some(at), operand)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -113,7 +122,8 @@ impl DemotePages {
 /// # Errors
 ///
 /// The pages come back, as tainted: the module fills the table before its last checks. `NOT_ISSUED|R12` for a pair
-/// with a page that is not 2M. The common errors, then `GPA_RANGE_NOT_BLOCKED|RCX` with the entry,
+/// with a page that is not 2M, `NOT_ISSUED` (`|R9` to `|R11`) for the page of a VM that is not there: no call was made.
+/// The common errors, then `GPA_RANGE_NOT_BLOCKED|RCX` with the entry,
 /// `TLB_TRACKING_NOT_DONE|RCX`, page errors on `R8`; for each L2 VM `L2_SEPT_PAGE_NOT_PROVIDED` or page errors; *from
 /// here on the pages have been written*: `L2_SEPT_WALK_FAILED`, `INTERRUPTED_RESTARTABLE`, `OPERAND_BUSY|RCX` without
 /// an entry (PAMT lock of the page that is split), page errors and `PAGE_NOT_FREE` on `R12` and `R13`.

@@ -204,7 +204,7 @@ proptest! {
         prop_assert_eq!(three.as_ref().map(of), kept(out.r11, PAGE + 0x3000));
 
         let pair = || [frame(0x300_0000), frame(0x300_1000)];
-        let pages = DemotePages::new(frame(PAGE)).with_l2(l2()).with_pair(pair());
+        let pages = DemotePages::new(frame(PAGE)).with_l2(3, l2()).with_pair(pair());
         match mem::page_demote(&answer(), td, at, L2Mode::Sparse, pages) {
             Ok(left) => {
                 prop_assert!(succeeded);
