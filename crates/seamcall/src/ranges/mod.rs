@@ -132,9 +132,8 @@ pub(crate) fn each_chunk(
     bytes: u64,
     measure: impl Fn(Gpa) -> Result<(), SeamcallError>,
 ) -> Result<(), Stopped<Gpa>> {
-    let last = bytes.checked_sub(mr::EXTEND_CHUNK);
-    let fits = last.is_some_and(|last| from.checked_add(last).is_some());
-    if bytes % mr::EXTEND_CHUNK != 0 || !fits && bytes != 0 {
+    let last = from.checked_add(bytes.saturating_sub(mr::EXTEND_CHUNK));
+    if last.is_none() || !bytes.is_multiple_of(mr::EXTEND_CHUNK) {
         let error = SeamcallError::refused(Leaf::MR_EXTEND, None, Operand::RCX);
         return Err(Stopped { at: from, error });
     }
@@ -252,10 +251,8 @@ fn nth_page(first: Hpa, index: u64) -> Option<Hpa> {
 
 /// Refuses a range whose last page is beyond physical addresses, before anything is done to its first.
 fn check_pages(first: Hpa, pages: u64, leaf: Leaf) -> Result<(), Stopped<Hpa>> {
-    match pages.checked_sub(1) {
-        Some(last) if nth_page(first, last).is_none() => {
-            Err(Stopped { at: first, error: SeamcallError::refused(leaf, None, Operand::RCX) })
-        }
-        _ => Ok(()),
+    match nth_page(first, pages.saturating_sub(1)) {
+        Some(_) => Ok(()),
+        None => Err(Stopped { at: first, error: SeamcallError::refused(leaf, None, Operand::RCX) }),
     }
 }
