@@ -4,7 +4,7 @@
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use seamcall::{
-    CmrInfo, FatalErrorConfig, FatalInfo, FatalNotification, GpaListEntry, GpaListInfo, GpaListStatus, PageType, PamtEntry, SeptLayout, SeptState, TdParams,
+    CmrInfo, FatalErrorConfig, FatalInfo, FatalNotification, GpaListEntry, GpaListInfo, GpaListStatus, KeyIdBits, PageType, PamtEntry, SeptLayout, SeptState, TdParams,
     TdmrInfo, pamt_sizes,
 };
 use sept_core::{Hpa, Level};
@@ -32,7 +32,8 @@ fuzz_target!(|input: Input<'_>| {
 });
 
 fn sept(raw: u64, hpa: u64) {
-    for layout in [SeptLayout::V1_5, SeptLayout::V2_0] {
+    let layouts = [SeptLayout::V1_5_01, SeptLayout::V1_5_28, SeptLayout::V2_0_08];
+    for layout in layouts {
         let _ = (layout.is_locked(raw), layout.aliases(raw));
     }
     let state = SeptLayout::state(raw);
@@ -40,9 +41,12 @@ fn sept(raw: u64, hpa: u64) {
         assert_eq!(SeptLayout::state_bits(state).unwrap() & !raw, 0, "bits of a state that are not there");
     }
     // Neither lock nor state bits are shown; of a table only its permissions.
-    let shown = SeptLayout::shown(raw);
-    assert_eq!(shown & !raw & !(1 << 63), 0);
-    assert_eq!(shown & 0x7ff0_0000_0000_0f00, 0, "{shown:#x}");
+    let keys = KeyIdBits::new(46, 6).unwrap();
+    let [v1_5_01, v1_5_28, v2_0_08] = layouts.map(|layout| layout.shown(raw, keys));
+    assert_eq!(v1_5_01 & !raw & !(1 << 63), 0);
+    assert_eq!(v1_5_01 & 0x7ff0_0000_0000_0f00, 0, "{v1_5_01:#x}");
+    // The later two hide the upper address bits too, and nothing else.
+    assert_eq!((v1_5_28, v2_0_08), (v1_5_01 & !0x000f_ff00_0000_0000, v1_5_28));
     if let Some(chunks) = SeptLayout::accepted_chunks(raw, Level::L2M) {
         assert!(chunks < 512 && state == Some(SeptState::Pending));
     }
@@ -51,7 +55,7 @@ fn sept(raw: u64, hpa: u64) {
         if let Some(word) = SeptLayout::encode(*state, page) {
             assert_eq!(SeptLayout::state(word), Some(*state));
             assert!(word & 0b11 != 0b10, "writable and not readable");
-            assert!(!SeptLayout::V1_5.is_locked(word) && !SeptLayout::has_host_priority(word));
+            assert!(!SeptLayout::V1_5_01.is_locked(word) && !SeptLayout::has_host_priority(word));
         }
     }
 }

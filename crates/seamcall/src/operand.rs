@@ -113,6 +113,11 @@ impl KeyIdBits {
         self.shift
     }
 
+    /// The bits below the key id.
+    pub(crate) const fn address(self) -> u64 {
+        !(u64::MAX << self.shift)
+    }
+
     /// `page` with `key` in its upper bits; `None` if one of them does not fit.
     #[must_use]
     pub const fn tag(self, page: Hpa, key: Hkid) -> Option<u64> {

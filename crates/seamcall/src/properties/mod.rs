@@ -3,8 +3,8 @@
 mod wrappers;
 
 use crate::{
-    Detail, EntryInfo, EptViolation, FieldId, GpaListEntry, GpaListInfo, Leaf, MapGpa, PamtEntry, Regs,
-    SeptLayout, Status,
+    Detail, EntryInfo, EptViolation, FieldId, GpaListEntry, GpaListInfo, KeyIdBits, Leaf, MapGpa, PamtEntry,
+    Regs, SeptLayout, Status,
     exit::{Exit, ExitReason, exit_reason, exit_vm},
 };
 use proptest::{prelude::*, sample::select};
@@ -93,7 +93,8 @@ proptest! {
         let entry = PamtEntry { control: raw, block_epoch: other };
         prop_assert_eq!(u64::from(entry.page_type().raw()), raw >> 16 & 0x1f);
         prop_assert_eq!(entry.owner().raw(), raw >> 24 << 12);
-        prop_assert_eq!(SeptLayout::shown(raw) & !(raw | 1 << 63), 0);
+        let shown = SeptLayout::V2_0_08.shown(raw, KeyIdBits::new(52, 6).unwrap());
+        prop_assert_eq!(shown & !(raw | 1 << 63), 0);
     }
 
     #[test]
