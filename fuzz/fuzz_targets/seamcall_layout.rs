@@ -4,8 +4,8 @@
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use seamcall::{
-    CmrInfo, FatalErrorConfig, FatalInfo, FatalNotification, GpaListEntry, GpaListInfo, GpaListStatus, KeyIdBits, PageType, PamtEntry, SeptLayout, SeptState, TdParams,
-    TdmrInfo, pamt_sizes,
+    CmrInfo, FatalErrorConfig, FatalInfo, FatalNotification, GpaListEntry, GpaListInfo, GpaListStatus,
+    KeyIdBits, PageType, PamtEntry, SeptLayout, SeptState, TdParams, TdmrInfo, pamt_sizes,
 };
 use sept_core::{Hpa, Level};
 use zerocopy::{FromBytes, IntoBytes};
