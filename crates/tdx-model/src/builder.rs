@@ -24,7 +24,10 @@ impl Default for MachineBuilder {
                 hkid,
                 seamrr: (0x8000_0000, 0x200_0000),
                 tdmrs: Vec::new(),
+                convertible: None,
                 packages: 1,
+                logical_processors: 1,
+                cache_sub_blocks: 16,
                 audit: false,
                 tracking_enforced: true,
                 cold: false,
@@ -97,6 +100,29 @@ impl MachineBuilder {
     #[must_use]
     pub fn packages(mut self, packages: u32) -> Self {
         self.config.packages = packages.clamp(1, 32);
+        self
+    }
+
+    /// Number of logical processors that LP.INIT must have been made on before SYS.CONFIG: 1 if not said.
+    #[must_use]
+    pub const fn logical_processors(mut self, processors: u32) -> Self {
+        self.config.logical_processors = processors;
+        self
+    }
+
+    /// A convertible memory range: `size` bytes from `base`, ascending. Without any all memory is convertible.
+    /// SYS.CONFIG refuses regions and PAMT areas that lie outside.
+    #[must_use]
+    pub fn convertible(mut self, base: u64, size: u64) -> Self {
+        self.config.convertible.get_or_insert_default().push((base, size));
+        self
+    }
+
+    /// Pieces of the cache that CACHE.WB writes back one after the other (16 if not said): between two of them it can be
+    /// interrupted.
+    #[must_use]
+    pub const fn cache_sub_blocks(mut self, pieces: u64) -> Self {
+        self.config.cache_sub_blocks = if pieces == 0 { 1 } else { pieces };
         self
     }
 

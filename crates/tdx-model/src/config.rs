@@ -68,6 +68,8 @@ pub struct Profile {
     pub promote_tree_exclusive: bool,
     /// Bit of an S-EPT entry that is its lock.
     pub entry_lock_bit: u32,
+    /// Bits of an S-EPT entry that say that L2 VM 1, 2, 3 has an entry there too.
+    pub alias_bits: [u32; 3],
     /// A removed page whose PAMT pair became empty is returned with bit 62 set.
     pub removed_page_hint: bool,
     /// RDMD takes a level and reports non-leaf entries and page pairs.
@@ -90,6 +92,7 @@ impl Profile {
             hkid_in_sept_entry: !matches!(version, ModuleVersion::V1_5_01),
             promote_tree_exclusive: false,
             entry_lock_bit: if new { 59 } else { 11 },
+            alias_bits: if new { [57, 58, 60] } else { [58, 59, 60] },
             removed_page_hint: new,
             rdmd_v2: new,
             clflush_before_alloc: true,
@@ -185,7 +188,13 @@ pub(crate) struct Config {
     pub(crate) hkid: HkidLayout,
     pub(crate) seamrr: (u64, u64),
     pub(crate) tdmrs: Vec<Tdmr>,
+    /// `(first byte, bytes)` of each convertible memory range; `None`: all memory is convertible.
+    pub(crate) convertible: Option<Vec<(u64, u64)>>,
     pub(crate) packages: u32,
+    /// How many processors LP.INIT must have been made on before SYS.CONFIG.
+    pub(crate) logical_processors: u32,
+    /// Pieces in which CACHE.WB writes back; between two of them it can be interrupted.
+    pub(crate) cache_sub_blocks: u64,
     pub(crate) audit: bool,
     pub(crate) tracking_enforced: bool,
     pub(crate) cold: bool,

@@ -55,6 +55,8 @@ pub(crate) struct FaultPlan {
     faults: Vec<Fault>,
     interrupts: Option<Interrupts>,
     pub(crate) poison: BTreeSet<u64>,
+    /// TDVPR pages of vCPUs that no interrupt reaches.
+    pub(crate) stuck: BTreeSet<u64>,
 }
 
 impl FaultPlan {

@@ -159,7 +159,8 @@ impl State {
                 census.broken.push(format!("vCPU {:#x} is inside since epoch {}", vcpu.tdvpr, vcpu.epoch));
             }
         }
-        if inside != td.refcount {
+        // A vCPU that a machine check threw out is never counted out.
+        if inside != td.refcount && !td.fatal {
             census.broken.push(format!("TD {:#x}: refcount {:?}, inside {inside:?}", td.tdr, td.refcount));
         }
     }

@@ -69,10 +69,11 @@ fn a_cold_module_comes_up_step_by_step() {
     assert_eq!(go(0, Leaf::MngCreate, [BASE, 33, 0]), Status::SUCCESS);
     assert_eq!(go(7, Leaf::MngCreate, [BASE + 4096, 34, 0]), Status::SYS_LP_INIT_NOT_DONE);
 
-    assert_eq!(go(0, Leaf::SysShutdown, [1, 0, 0]), Status::SUCCESS);
+    assert_eq!(go(0, Leaf::SysLpShutdown, [0; 3]), Status::SUCCESS);
+    assert_eq!(go(0, Leaf::SysShutdown, [1, 0, 0]), Status(0xC000_0100_0000_0001), "no such handoff version");
+    assert_eq!(go(0, Leaf::SysShutdown, [0; 3]), Status::SUCCESS);
     assert_eq!(go(0, Leaf::MemTrack, [BASE, 0, 0]), Status::SYS_SHUTDOWN);
     assert_eq!(go(0, Leaf::SysLpShutdown, [0; 3]), Status::SUCCESS);
-    assert_eq!(go(0, Leaf::SysLpShutdown, [0; 3]), Status::SYS_LP_INIT_NOT_DONE);
 }
 
 #[test]
@@ -84,22 +85,69 @@ fn a_bad_tdmr_is_named() {
         write_info(&machine, 2, [0; 4]);
         machine
     };
-    let cases: [(u64, &[u64], u64); 6] = [
+    // PAMT areas: 1 GiB 0x2000_0000 + 0x1000, 2 MiB 0x2001_0000 + 0x4000, 4 KiB 0x2100_0000 + 0x80_0000.
+    let cases: [(u64, &[u64], u64); 19] = [
         (0, &[BASE + 4096], 0xC000_0A00_0000_0000),
         (8, &[0x2000_0000], 0xC000_0A00_0000_0000),
+        (8, &[0], 0xC000_0A00_0000_0000),
+        (8, &[u64::MAX << 30], 0xC000_0A00_0000_0000),
+        (0, &[1 << 46], 0xC000_0A00_0000_0000),
         (24, &[4095], 0xC000_0A10_0000_0200),
+        (24, &[4097], 0xC000_0A10_0000_0200),
+        (32, &[0x2001_0800], 0xC000_0A10_0000_0100),
         (56, &[4096], 0xC000_0A10_0000_0000),
+        (48, &[(1 << 46) - 0x1000], 0xC000_0A10_0000_0000),
+        // A PAMT area in another one, and in memory that is offered.
+        (48, &[0x2001_4000], 0),
+        (48, &[0x2001_3000], 0xC000_0A12_0000_0000),
+        (16, &[0x2001_3000], 0xC000_0A12_0000_0100),
+        (48, &[BASE], 0xC000_0A12_0000_0000),
+        (32, &[BASE + 0x7FFF_C000], 0xC000_0A12_0000_0100),
+        // Reserved areas: inside, whole pages, ascending, none empty before the last.
         (64, &[0x7FFF_F000, 0x2000], 0xC000_0A20_0000_0000),
+        (64, &[0x1000, 0x800], 0xC000_0A20_0000_0000),
         (64, &[0x2000, 0x1000, 0x1000, 0x1000], 0xC000_0A21_0000_0100),
+        (64, &[0, 0, 0x1000, 0x1000], 0xC000_0A21_0000_0000),
     ];
     for (offset, words, expected) in cases {
         let machine = start();
         put(&machine, INFO + offset, words);
-        assert_eq!(call(&machine, 0, Leaf::SysConfig, [ARRAY, 1, 32]).0, Status(expected), "at {offset}");
+        assert_eq!(
+            call(&machine, 0, Leaf::SysConfig, [ARRAY, 1, 32]).0,
+            Status(expected),
+            "{offset} {words:x?}"
+        );
     }
+    // In a reserved area a PAMT area is well placed.
+    let machine = start();
+    put(&machine, INFO + 32, &[BASE + 0x7FFF_C000]);
+    put(&machine, INFO + 64, &[0x7FFF_C000, 0x4000]);
+    assert_eq!(call(&machine, 0, Leaf::SysConfig, [ARRAY, 1, 32]).0, Status::SUCCESS);
     let machine = start();
     put(&machine, ARRAY, &[INFO, INFO]);
     assert_eq!(call(&machine, 0, Leaf::SysConfig, [ARRAY, 2, 32]).0, Status(0xC000_0A01_0000_0001));
+}
+
+#[test]
+fn memory_that_is_not_convertible_is_refused() {
+    let with = |ranges: &[(u64, u64)]| {
+        let builder = Machine::builder().version(ModuleVersion::V1_5_01).cold().logical_processors(2);
+        let machine =
+            ranges.iter().fold(builder, |builder, &(base, size)| builder.convertible(base, size)).build();
+        assert_eq!(call(&machine, 0, Leaf::SysInit, [0; 3]).0, Status::SUCCESS);
+        assert_eq!(call(&machine, 0, Leaf::SysLpInit, [0; 3]).0, Status::SUCCESS);
+        write_info(&machine, 2, [0; 4]);
+        let config = || call(&machine, 0, Leaf::SysConfig, [ARRAY, 1, 32]).0;
+        assert_eq!(config(), Status::SYS_CONFIG_NOT_PENDING, "one of two processors");
+        assert_eq!(call(&machine, 1, Leaf::SysLpInit, [0; 3]).0, Status::SUCCESS);
+        config()
+    };
+    let pamt = (0x2000_0000, 0x1000_0000);
+    assert_eq!(with(&[pamt, (BASE, 2 << 30)]), Status::SUCCESS);
+    assert_eq!(with(&[pamt, (BASE, 1 << 30), (BASE + (1 << 30), 1 << 30)]), Status::SUCCESS, "one stretch");
+    assert_eq!(with(&[pamt, (BASE, 1 << 30)]), Status(0xC000_0A02_0000_0000));
+    assert_eq!(with(&[(0x2000_0000, 0x10_0000), (BASE, 2 << 30)]), Status(0xC000_0A11_0000_0000));
+    assert_eq!(with(&[(0x2001_0000, 0x1000_0000), (BASE, 2 << 30)]), Status(0xC000_0A11_0000_0200));
 }
 
 /// A running TD with one accepted page at 0.

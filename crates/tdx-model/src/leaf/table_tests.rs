@@ -132,15 +132,15 @@ fn every_leaf_accepts_exactly_the_states_of_the_table() {
         (Leaf::SeptRemove, "..++............"),
         (Leaf::RangeUnblock, "...+.+.....+...."),
         // A mapped table leads to a mapped page; where there is no leaf the address is not present.
-        (Leaf::MemRd, "nn+n+.++++......"),
-        (Leaf::MemWr, "nn+n+...+......."),
+        (Leaf::MemRd, "nn+n+n++++nnnnnn"),
+        (Leaf::MemWr, "nn+n+n..+.nnnnnn"),
         (Leaf::ExportUnblockw, "......++.+..++.+"),
     ];
     for (leaf, row) in table {
         for (state, verdict) in EntryState::ALL.into_iter().zip(row.chars()) {
             let write_block = leaf == Leaf::ExportUnblockw;
             let f = fixture(if write_block { op_state::RUNNABLE } else { op_state::INITIALIZED });
-            f.machine.with(|s| s.td_mut(0).debug = true);
+            f.machine.with(|s| s.td_mut(0).controls.attributes = 1);
             let level = level_of(leaf);
             if level == 0 && state.is_in(sept::TABLES) {
                 continue;
