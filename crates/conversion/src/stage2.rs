@@ -269,7 +269,7 @@ impl Mapping {
         leaf.level() <= self.largest && (self.around || self.range.covers(leaf))
     }
 
-    /// Whether a 2 MiB leaf may stand in `slot`: the request, the TEE, the memory and the folio all allow it.
+    /// Whether a 2 MiB leaf may stand in `slot`: the request, the TEE, the guest, the memory and the folio all allow it.
     fn large<P: Platform>(
         &self,
         platform: &P,
@@ -279,6 +279,7 @@ impl Mapping {
     ) -> bool {
         self.fits(slot)
             && platform.tee().max_map() >= slot.level()
+            && !platform.tee().inhibited(slot)
             && block.backs(slot)
             && FolioLayout::new(block.pfn(), platform.orders(), target)
                 .folio_at(block.page(slot.gpa()))

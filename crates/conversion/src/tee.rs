@@ -33,6 +33,12 @@ pub trait Tee {
     /// Largest page that merging can make.
     fn max_leaf(&self) -> Level;
 
+    /// Whether the guest accepts `at` in smaller pieces, so that no page of its size may be mapped there.
+    fn inhibited(&self, at: GpaEntry) -> bool {
+        let _ = at;
+        false
+    }
+
     /// Where the walk for `gpa` ends. At most one read per level.
     ///
     /// # Errors
@@ -192,7 +198,10 @@ where
         self.external().max_map()
     }
     fn max_leaf(&self) -> Level {
-        self.external().max_leaf()
+        self.max_leaf()
+    }
+    fn inhibited(&self, at: GpaEntry) -> bool {
+        self.inhibited(at).unwrap_or(false)
     }
     fn lookup(&self, gpa: Gpa) -> Result<Found, Self::Error> {
         self.lookup(gpa)

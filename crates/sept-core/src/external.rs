@@ -9,7 +9,9 @@
 //! Contention is the implementor's first to handle (retry in a bounded way); what it cannot resolve comes out as an
 //! error of class [`Retry`](crate::Class::Retry) or [`Quiesce`](crate::Class::Quiesce) and nothing has changed.
 
-use crate::{Classify, Frame, FrameNeeds, FrameStore, GpaEntry, Hpa, LeafState, Level, Returned, Tainted};
+use crate::{
+    Classify, Frame, FrameNeeds, FrameStore, GpaEntry, Hpa, LeafState, Level, Permissions, Returned, Tainted,
+};
 use core::fmt::Debug;
 
 /// How a page gets its first content.
@@ -71,8 +73,12 @@ pub enum Observed {
 /// Memory is reused on these promises. Every method is called under a pin but `fence`, `grace`, `fenced` and
 /// `write_back`; none may wait for a fence.
 pub trait External {
+    /// Whether a TEE keeps a table of its own behind this one. Where it does not, an entry is changed in one step
+    /// instead of being frozen for the length of a call.
+    const TEE: bool = true;
+
     /// Why a change was refused.
-    type Error: Classify;
+    type Error: Classify + 'static;
 
     /// Pages on their way into the TEE, for one table.
     type Pages: Debug;
@@ -184,6 +190,16 @@ pub trait External {
     ///
     /// Nothing changed.
     fn merge(&self, at: GpaEntry, backing: Hpa) -> Result<Donated, Self::Error>;
+
+    /// Gives the page at `at` other permissions; `false`, and nothing changed, where the TEE cannot.
+    ///
+    /// # Errors
+    ///
+    /// Nothing changed.
+    fn protect(&self, at: GpaEntry, permissions: Permissions) -> Result<bool, Self::Error> {
+        let _ = (at, permissions);
+        Ok(false)
+    }
 
     /// Reads one entry. Also the way to give up after contention: a call that was refused may have left a mark that
     /// keeps the guest out of the entry until a host call on it succeeds (TDX: the host-priority flag).

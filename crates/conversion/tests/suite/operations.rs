@@ -10,7 +10,7 @@ use crate::common::{
     world::{Page, World},
 };
 use gpa_conversion::{Bound, Operation, Outcome, Plan, Refusal, Step};
-use sept_core::{FrameKind, FrameNeeds, Level};
+use sept_core::{FrameKind, FrameNeeds, GpaEntry, Level};
 
 const GIB: u64 = 1 << 18;
 
@@ -66,6 +66,23 @@ fn populate_takes_the_largest_leaf_that_fits() {
     let small = request(900..901, Operation::Populate { largest: Level::L4K, around: true });
     let _ = run(&host, &mut world, small, 1);
     assert_eq!(host.leaves(), [89, 1, 0]);
+}
+
+#[test]
+fn where_the_guest_accepts_small_pages_small_pages_are_mapped() {
+    let host = host(9, TWO);
+    let mut world = World::new(host.pages());
+    let _ = run(&host, &mut world, request(0..1, Operation::Prepare), u32::MAX);
+    let slot = GpaEntry::containing(Host::gpa(600), Level::L2M);
+    host.table.inhibit(slot, true).unwrap();
+    let done = run(&host, &mut world, populate(512..1024), u32::MAX);
+    assert_eq!((host.leaves(), done.trace.of("link")), ([512, 0, 0], 1));
+    accept(&host, &mut world, 512..1024);
+    let _ = promote(&host, &world, u32::MAX);
+    assert_eq!(host.leaves(), [512, 0, 0]);
+    host.table.inhibit(slot, false).unwrap();
+    let _ = promote(&host, &world, u32::MAX);
+    assert_eq!(host.leaves(), [0, 1, 0]);
 }
 
 #[test]

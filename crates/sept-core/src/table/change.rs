@@ -1,10 +1,11 @@
-//! Changes of one entry: link, map, block, unblock, probe, remove, unlink.
+//! Changes of one entry: link, map, block, unblock, protect, probe, remove, unlink.
 
 use super::{Fenced, Obligation, SecurePageTable, TableError, obligation::ledger, walk::Slot};
 use crate::{
     CacheKey, Entry, External, Fill, Format, Frame, FrameKind, FrameStore, GpaEntry, Hpa, LeafState, Level,
-    Observed, Returned, SideWord, Stamp, TableMemory, Tainted,
+    Observed, Permissions, Returned, SideWord, Stamp, TableMemory, Tainted, Word,
 };
+use core::sync::atomic::Ordering;
 
 impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// Hangs an empty table into the free entry `at`, with exactly [`SecurePageTable::table_cost`] frames of `from`.
@@ -30,17 +31,17 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         if backing.is_some_and(|hpa| !hpa.is_aligned(at.level())) {
             return Err(TableError::Level { at });
         }
-        let slot = self.slot(at, false)?;
+        let mut slot = self.slot(at, false)?;
         if slot.entry != Entry::Free {
             return Err(occupied(at, &slot));
         }
         let (mirror, pages) = self.draw(at, backing, from)?;
         let donated = self.external.addresses(&pages);
-        if let Err(error) = self.freeze(at, &slot) {
+        if let Err(error) = self.freeze(at, &mut slot) {
             self.restock(mirror, pages, from);
             return Err(error);
         }
-        let free = F::encode(self.config, child, Entry::Free);
+        let free = self.free_below(slot.raw, child);
         self.memory.write_detached(&mirror, |_| free);
         if let Err(refused) = self.external.link(at, backing, pages) {
             self.thaw(&slot);
@@ -60,6 +61,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// Nothing changed; the page comes back: [`TableError::Level`] if the page has not `at`'s size, is larger than
     /// [`External::max_map`], or larger than 4 KiB with [`Fill::Copy`]; [`TableError::State`] if `at` is not free; and
     /// those of the walk, of contention and of the TEE as with [`SecurePageTable::link`].
+    #[inline]
     pub fn map(
         &self,
         at: GpaEntry,
@@ -67,28 +69,73 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         fill: Fill,
     ) -> Result<(), Returned<TableError<X::Error>, Frame>> {
         let _pin = self.memory.pin();
-        // A page is copied 4 KiB at a time: a larger one would get the content of what follows its source.
-        let largest = if fill == Fill::OnAccept { self.external.max_map() } else { Level::L4K };
-        if page.level() != at.level() || at.level() > largest {
-            return Err(Returned { error: TableError::Level { at }, held: page });
-        }
-        let slot = match self.slot(at, false) {
-            Ok(slot) if slot.entry == Entry::Free => slot,
-            Ok(slot) => return Err(Returned { error: occupied(at, &slot), held: page }),
-            Err(error) => return Err(Returned { error, held: page }),
+        let Some(slot) = self.vacancy(at, &page, fill) else {
+            return Err(Returned { error: self.no_vacancy(at, &page, fill), held: page });
         };
-        if let Err(error) = self.freeze(at, &slot) {
-            return Err(Returned { error, held: page });
+        let (table, word, raw) = slot;
+        let mapped = self.mapping(at, raw, &page, fill);
+        let first = if X::TEE { F::update(self.config, at.level(), raw, Entry::Frozen) } else { mapped };
+        if self.memory.compare_exchange(table, word, raw, first).is_err() {
+            return Err(Returned { error: TableError::Contended { at }, held: page });
         }
-        let hpa = page.hpa();
-        if let Err(refused) = self.external.map(at, page, fill) {
-            self.thaw(&slot);
-            return Err(refused.map_error(|error| TableError::External { at, error }));
+        if X::TEE {
+            if let Err(refused) = self.external.map(at, page, fill) {
+                self.memory.store(table, word, raw, Ordering::Release);
+                return Err(refused.map_error(|error| TableError::External { at, error }));
+            }
+            self.memory.store(table, word, mapped, Ordering::Release);
         }
-        let state = if fill == Fill::OnAccept { LeafState::Pending } else { LeafState::Mapped };
-        self.publish(at, &slot, Entry::Leaf { hpa, state, blocked: None });
-        self.count_live(slot.table, 1);
+        self.count_live(table, 1);
         Ok(())
+    }
+
+    /// The table, word and content of the free entry at `at`, if `page` may be mapped there.
+    #[inline]
+    pub(super) fn vacancy(&self, at: GpaEntry, page: &Frame, fill: Fill) -> Option<(Hpa, Word, u64)> {
+        if page.level() != at.level() || at.level() > self.largest(fill) {
+            return None;
+        }
+        let table = self.reach(at)?;
+        let word = Word::Entry(at.level().index(at.gpa()));
+        let raw = self.memory.load(table, word, Ordering::Acquire);
+        F::vacant(self.config, at.level(), raw).then_some((table, word, raw))
+    }
+
+    #[inline]
+    fn largest(&self, fill: Fill) -> Level {
+        match fill {
+            Fill::OnAccept => self.external.max_map().min(F::max_leaf(self.config)),
+            // A page is copied 4 KiB at a time: a larger one would get the content of what follows its source.
+            Fill::Copy(_) => Level::L4K,
+        }
+    }
+
+    /// Why [`Self::vacancy`] found none.
+    #[cold]
+    pub(super) fn no_vacancy(&self, at: GpaEntry, page: &Frame, fill: Fill) -> TableError<X::Error> {
+        if page.level() != at.level() || at.level() > self.largest(fill) {
+            return TableError::Level { at };
+        }
+        match self.slot(at, false) {
+            Err(error) => error,
+            Ok(slot) if F::vacant(self.config, at.level(), slot.raw) => TableError::Contended { at },
+            Ok(slot) if slot.entry == Entry::Free => TableError::Inhibited { at },
+            Ok(slot) => occupied(at, &slot),
+        }
+    }
+
+    /// What the free word `raw` says once `page` is mapped there.
+    #[inline]
+    pub(super) fn mapping(&self, at: GpaEntry, raw: u64, page: &Frame, fill: Fill) -> u64 {
+        let state = F::fresh(raw, matches!(fill, Fill::Copy(_)));
+        let entry = Entry::Leaf { hpa: page.hpa(), state, blocked: None };
+        F::update(self.config, at.level(), raw, entry)
+    }
+
+    /// The word of each entry of a new table of `child` entries in the free entry `raw`.
+    #[inline]
+    pub(super) fn free_below(&self, raw: u64, child: Level) -> u64 {
+        F::update(self.config, child, F::with_inhibit(raw, false), Entry::Free)
     }
 
     /// Hides a page or table from the guest. An entry that is blocked already stays as it is and keeps its place
@@ -100,13 +147,14 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// with [`SecurePageTable::link`].
     pub fn block(&self, at: GpaEntry) -> Result<(), TableError<X::Error>> {
         let _pin = self.memory.pin();
-        let slot = self.slot(at, false)?;
+        let mut slot = self.slot(at, false)?;
         match slot.entry {
-            Entry::Table { blocked: None, .. } | Entry::Leaf { blocked: None, .. } => {}
+            Entry::Table { blocked: None, .. } | Entry::Leaf { blocked: None, .. } | Entry::Closed { .. } => {
+            }
             Entry::Table { .. } | Entry::Leaf { .. } => return Ok(()),
             _ => return Err(occupied(at, &slot)),
         }
-        self.freeze(at, &slot)?;
+        self.freeze(at, &mut slot)?;
         if let Err(error) = self.external.block(at) {
             self.thaw(&slot);
             return Err(TableError::External { at, error });
@@ -125,8 +173,8 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// and of the TEE as with [`SecurePageTable::link`].
     pub fn unblock(&self, at: GpaEntry, fence: &Fenced) -> Result<(), TableError<X::Error>> {
         let _pin = self.memory.pin();
-        let slot = self.fenced_slot(at, fence)?;
-        self.freeze_fenced(at, &slot, fence)?;
+        let mut slot = self.fenced_slot(at, fence)?;
+        self.freeze_fenced(at, &mut slot, fence)?;
         if let Err(error) = self.external.unblock(at) {
             self.thaw(&slot);
             return Err(TableError::External { at, error });
@@ -135,22 +183,84 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         Ok(())
     }
 
+    /// Gives the page at `at` other permissions; a blocked page will have them when it is unblocked. Fewer permissions
+    /// hold for a running guest once a later fence has ended (TDX: write-blocking, BW_EPOCH). One walk, one call into
+    /// the TEE.
+    ///
+    /// # Errors
+    ///
+    /// Nothing changed: [`TableError::Permissions`] if the format or the TEE cannot; [`TableError::State`] if `at` is no
+    /// page; and those of the walk, of contention and of the TEE as with [`SecurePageTable::link`].
+    pub fn protect(&self, at: GpaEntry, permissions: Permissions) -> Result<(), TableError<X::Error>> {
+        let _pin = self.memory.pin();
+        let mut slot = self.slot(at, false)?;
+        if !slot.entry.is_leaf() {
+            return Err(occupied(at, &slot));
+        }
+        let impossible = TableError::Permissions { at, asked: permissions };
+        if F::with_permissions(self.config, slot.raw, permissions).is_none() {
+            return Err(impossible);
+        }
+        let to = |old| F::with_permissions(self.config, old, permissions).unwrap_or(old);
+        if !X::TEE {
+            return self.replace(at, &mut slot, to);
+        }
+        self.freeze(at, &mut slot)?;
+        match self.external.protect(at, permissions) {
+            Ok(true) => {
+                self.publish_raw(&slot, to(slot.raw));
+                Ok(())
+            }
+            Ok(false) => {
+                self.thaw(&slot);
+                Err(impossible)
+            }
+            Err(error) => {
+                self.thaw(&slot);
+                Err(TableError::External { at, error })
+            }
+        }
+    }
+
+    /// What the guest may do with the page at `at`, once it is not blocked. One walk.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError::State`] if `at` is no page; and those of the walk as with [`SecurePageTable::link`].
+    pub fn permissions(&self, at: GpaEntry) -> Result<Permissions, TableError<X::Error>> {
+        let _pin = self.memory.pin();
+        let slot = self.slot(at, true)?;
+        if !slot.entry.is_leaf() {
+            return Err(occupied(at, &slot));
+        }
+        Ok(F::permissions(self.config, slot.raw))
+    }
+
     /// Asks the TEE what `at` holds and notes an acceptance that the host could not see. A blocked page keeps the state
-    /// it is known by. One walk, one call into the TEE, which may meet another thread's call on the same entry.
+    /// it is known by. One walk, one call into the TEE, which may meet another thread's call on the same entry. Without
+    /// a TEE it says what the table says.
     ///
     /// # Errors
     ///
     /// Nothing was noted; as [`SecurePageTable::block`], but a free entry can be probed.
     pub fn probe(&self, at: GpaEntry) -> Result<Observed, TableError<X::Error>> {
         let _pin = self.memory.pin();
-        let slot = self.slot(at, false)?;
+        let mut slot = self.slot(at, false)?;
+        if !X::TEE {
+            return match slot.entry {
+                Entry::Free => Ok(Observed::Free),
+                Entry::Table { .. } | Entry::Closed { .. } => Ok(Observed::Table),
+                Entry::Leaf { state, .. } => Ok(Observed::Leaf(state)),
+                Entry::Frozen => Err(TableError::Contended { at }),
+            };
+        }
         let observed = self.external.probe(at).map_err(|error| TableError::External { at, error })?;
         if let (
             Entry::Leaf { hpa, state: LeafState::Pending, blocked: None },
             Observed::Leaf(LeafState::Mapped),
         ) = (slot.entry, observed)
         {
-            self.freeze(at, &slot)?;
+            self.freeze(at, &mut slot)?;
             self.publish(at, &slot, Entry::Leaf { hpa, state: LeafState::Mapped, blocked: None });
         }
         Ok(observed)
@@ -164,9 +274,9 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// Nothing changed: [`TableError::State`] if `at` is no page; else as [`SecurePageTable::unblock`].
     pub fn remove(&self, at: GpaEntry, fence: &Fenced) -> Result<Frame<Tainted>, TableError<X::Error>> {
         let _pin = self.memory.pin();
-        let slot = self.fenced_slot(at, fence)?;
+        let mut slot = self.fenced_slot(at, fence)?;
         let Entry::Leaf { hpa, .. } = slot.entry else { return Err(occupied(at, &slot)) };
-        self.freeze_fenced(at, &slot, fence)?;
+        self.freeze_fenced(at, &mut slot, fence)?;
         if let Err(error) = self.external.unmap(at, hpa) {
             self.thaw(&slot);
             return Err(TableError::External { at, error });
@@ -191,13 +301,13 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     ) -> Result<(), TableError<X::Error>> {
         let _pin = self.memory.pin();
         self.accepts(at, into)?;
-        let slot = self.fenced_slot(at, fence)?;
+        let mut slot = self.fenced_slot(at, fence)?;
         let Entry::Table { hpa, .. } = slot.entry else { return Err(occupied(at, &slot)) };
         let live = self.side(hpa, SideWord::Live);
         if live != 0 {
             return Err(TableError::NotEmpty { at, live });
         }
-        self.freeze_fenced(at, &slot, fence)?;
+        self.freeze_fenced(at, &mut slot, fence)?;
         let backing = self.backing(hpa);
         match self.external.unlink(at, backing) {
             Ok(donated) => {
@@ -230,7 +340,8 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         match slot.entry {
             Entry::Frozen => Err(TableError::Contended { at }),
             Entry::Free => Err(TableError::State { at, found: Entry::Free }),
-            entry if self.covered(entry.blocked(), fence) => Ok(slot),
+            Entry::Closed { .. } => Err(TableError::NotFenced { at }),
+            entry if self.covered(entry.blocked(), &fence.quiet()) => Ok(slot),
             _ => Err(TableError::NotFenced { at }),
         }
     }
@@ -242,11 +353,11 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     pub(super) fn freeze_fenced(
         &self,
         at: GpaEntry,
-        slot: &Slot,
+        slot: &mut Slot,
         fence: &Fenced,
     ) -> Result<(), TableError<X::Error>> {
         self.freeze(at, slot)?;
-        if self.covered(slot.entry.blocked(), fence) {
+        if self.covered(slot.entry.blocked(), &fence.quiet()) {
             return Ok(());
         }
         self.thaw(slot);
@@ -282,11 +393,12 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         let [first, second] = donated.metadata;
         let backing = if first.is_some() { backing } else { None };
         self.set_side(mirror, SideWord::Live, live);
-        self.set_side(mirror, SideWord::External, ledger::word(donated.table));
-        self.set_side(mirror, SideWord::Metadata0, ledger::word(first));
-        self.set_side(mirror, SideWord::Metadata1, ledger::word(second));
-        self.set_side(mirror, SideWord::Backing, ledger::word(backing));
-        self.set_side(mirror, SideWord::Link, 0);
+        if X::TEE {
+            self.set_side(mirror, SideWord::External, ledger::word(donated.table));
+            self.set_side(mirror, SideWord::Metadata0, ledger::word(first));
+            self.set_side(mirror, SideWord::Metadata1, ledger::word(second));
+            self.set_side(mirror, SideWord::Backing, ledger::word(backing));
+        }
     }
 
     /// The host memory that the metadata pages behind a table describe, if it has any.
@@ -295,7 +407,8 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     }
 }
 
-fn occupied<E>(at: GpaEntry, slot: &Slot) -> TableError<E> {
+#[cold]
+pub(super) fn occupied<E>(at: GpaEntry, slot: &Slot) -> TableError<E> {
     match slot.entry {
         Entry::Frozen => TableError::Contended { at },
         found => TableError::State { at, found },

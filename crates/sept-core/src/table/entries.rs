@@ -41,14 +41,14 @@ impl<F: Format, M: TableMemory, X: External> Iterator for Entries<'_, F, M, X> {
         let table = self.table;
         let found = match self.near {
             Some((above, hpa, level, hidden)) if above.range().contains(gpa) => {
-                let entry = table.read(hpa, level, gpa).entry;
+                let entry = F::decode(table.config, level, table.word(hpa, level, gpa));
                 Found { at: GpaEntry::containing(gpa, level), entry, hidden }
             }
             _ => table.lookup_pinned(gpa).ok()?,
         };
         let found = match found.entry {
             // A neighbour turned out to be a table: walk down.
-            Entry::Table { .. } => table.lookup_pinned(gpa).ok()?,
+            Entry::Table { .. } | Entry::Closed { .. } => table.lookup_pinned(gpa).ok()?,
             _ => found,
         };
         self.near = self.table_of(found);
@@ -67,7 +67,9 @@ impl<F: Format, M: TableMemory, X: External> Entries<'_, F, M, X> {
         }
         let above = GpaEntry::containing(found.at.gpa(), found.at.level().parent()?);
         match self.table.slot(above, true).ok()?.entry {
-            Entry::Table { hpa, .. } => Some((above, hpa, found.at.level(), found.hidden)),
+            Entry::Table { hpa, .. } | Entry::Closed { hpa, .. } => {
+                Some((above, hpa, found.at.level(), found.hidden))
+            }
             _ => None,
         }
     }

@@ -28,13 +28,15 @@ pub struct Fenced {
 pub struct Quiet {
     pub(super) root: Hpa,
     pub(super) stamp: u64,
+    /// Whether the guest's cached translations are gone too.
+    pub(super) tlb: bool,
 }
 
 impl Fenced {
     /// A fence waits for software walks too.
     #[must_use]
     pub const fn quiet(&self) -> Quiet {
-        Quiet { root: self.root, stamp: self.stamp }
+        Quiet { root: self.root, stamp: self.stamp, tlb: true }
     }
 }
 
@@ -74,7 +76,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     #[must_use]
     pub fn quiet(&self, ticket: &FenceTicket<X::Ticket>) -> Option<Quiet> {
         let ended = ticket.root == self.root && self.external.fenced(ticket.ticket);
-        ended.then_some(Quiet { root: self.root, stamp: ticket.stamp })
+        ended.then_some(Quiet { root: self.root, stamp: ticket.stamp, tlb: ticket.tee })
     }
 
     /// The number for what this thread has just done: fences with this number or a later one began after it.
@@ -85,17 +87,17 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         self.epoch.fetch_add(0, Ordering::AcqRel)
     }
 
-    /// Whether `fence` began after the entry was blocked.
+    /// Whether what `proof` stands for began after the entry was blocked.
     ///
-    /// With `now` the present number, an entry blocked under number `b` is covered iff `b <= fence.stamp`, that is
-    /// `now - b >= now - fence.stamp`. Only `b` modulo 2^11 is known, and so `now - b` modulo 2^11, which is never more
+    /// With `now` the present number, an entry blocked under number `b` is covered iff `b <= proof.stamp`, that is
+    /// `now - b >= now - proof.stamp`. Only `b` modulo 2^11 is known, and so `now - b` modulo 2^11, which is never more
     /// than the true age: an entry blocked long ago may look younger and be refused (the next fence, or the one after
     /// it, covers it), but never the other way round. A proof expires after 2^11 fences, because no entry looks as old.
-    pub(super) fn covered(&self, blocked: Option<Stamp>, fence: &Fenced) -> bool {
+    pub(super) fn covered(&self, blocked: Option<Stamp>, proof: &Quiet) -> bool {
         let Some(blocked) = blocked else { return false };
         let now = self.epoch.load(Ordering::Acquire);
-        let proof_age = now.wrapping_sub(fence.stamp);
+        let proof_age = now.wrapping_sub(proof.stamp);
         let entry_age = now.wrapping_sub(blocked.raw()) & (Stamp::MODULUS - 1);
-        fence.root == self.root && entry_age >= proof_age
+        proof.root == self.root && entry_age >= proof_age
     }
 }

@@ -29,28 +29,38 @@
 //! mirror table are the ledger of what stands behind it: the TEE returns addresses, the table compares them with its
 //! ledger and only then makes frames of them.
 
+mod audit;
 mod change;
 mod entries;
+mod exclusive;
 mod fences;
+mod in_place;
+mod inhibit;
 mod obligation;
+mod range;
 mod resize;
+mod runs;
 mod teardown;
 mod walk;
 
+pub use audit::{Broken, Census, Flaw};
 pub use entries::Entries;
+pub use exclusive::{Exclusive, Unmapped};
 pub use fences::{FenceTicket, Fenced, Quiet};
 pub use obligation::{Obligation, Unsettled};
+pub use range::{
+    Blocked, Committed, MapPlan, MapRefused, Plan, Probed, RangeError, Reserved, Resize, Resized, Scope,
+    SplitPlan, SplitRefused, Turn,
+};
+pub use runs::{Run, Runs};
 pub use teardown::{Teardown, Torn};
-pub use walk::Found;
+pub use walk::{Found, Translation};
 
 use crate::{
-    Class, Classify, Entry, External, Format, Frame, FrameNeeds, Gpa, GpaEntry, Hpa, SideWord, TableMemory,
-    Word,
+    Class, Classify, Entry, External, Format, Frame, FrameNeeds, Gpa, GpaEntry, Hpa, Level, Permissions,
+    SideWord, TableMemory, Word,
 };
-use core::{
-    fmt,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 /// A secure page table: mirror of format `F` in memory `M`, in front of the TEE's table `X`.
 ///
@@ -70,6 +80,11 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         let free = F::encode(config, F::top(config), Entry::Free);
         memory.write_detached(&root, |_| free);
         Self { root: root.hpa(), config, memory, external, epoch: AtomicU64::new(0) }
+    }
+
+    /// The largest page that an entry can become, by mapping or by merging.
+    pub fn max_leaf(&self) -> Level {
+        self.external.max_leaf().min(F::max_leaf(self.config))
     }
 
     /// Depth and width of the table.
@@ -105,15 +120,6 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
 
     fn set_side(&self, table: Hpa, word: SideWord, value: u64) {
         self.memory.store(table, Word::Side(word), value, Ordering::Release);
-    }
-}
-
-impl<F: Format, M: TableMemory, X: External> fmt::Debug for SecurePageTable<F, M, X> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SecurePageTable")
-            .field("root", &self.root)
-            .field("config", &self.config)
-            .finish_non_exhaustive()
     }
 }
 
@@ -164,6 +170,20 @@ pub enum TableError<E> {
         at: GpaEntry,
         /// The blocked table.
         stop: GpaEntry,
+    },
+    /// A page of this size is inhibited here: the guest accepts in smaller pieces.
+    #[error("{at}: a page of this size is inhibited")]
+    Inhibited {
+        /// The entry.
+        at: GpaEntry,
+    },
+    /// The format or the TEE cannot give a page these permissions.
+    #[error("{at}: permissions {asked:?} are not possible")]
+    Permissions {
+        /// The entry.
+        at: GpaEntry,
+        /// What was asked for.
+        asked: Permissions,
     },
     /// The entry is not blocked, or was blocked after the fence that the proof stands for.
     #[error("{at}: not blocked before the fence")]

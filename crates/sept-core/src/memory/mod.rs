@@ -1,8 +1,17 @@
-//! The memory that mirror tables live in.
+//! The memory that tables live in.
 //!
-//! A mirror table is one 4 KiB frame of 512 entries plus a few *side words* that no walker reads: the ledger of what
-//! stands behind the table. The implementor decides where both are (a linear map and a parallel array, an arena).
-//! Words are read and written one at a time and atomically; nobody ever holds a reference into a table.
+//! A table is one 4 KiB frame of 512 entries plus a few *side words* that no walker reads: the ledger of what stands
+//! behind the table. The implementor decides where both are. Words are read and written one at a time and atomically;
+//! nobody ever holds a reference into a table.
+//!
+//! Shipped: [`LinearMap`] for a host that has all memory mapped at one offset, [`FrameSlice`] for a program that
+//! brings its own few frames, `test_util::Arena` for tests.
+
+mod linear;
+mod slice;
+
+pub use linear::{LinearHost, LinearMap};
+pub use slice::{FrameSlice, SideWords, TableFrame};
 
 use crate::{Frame, Hpa, Tainted};
 use core::sync::atomic::Ordering;
@@ -33,15 +42,25 @@ pub enum SideWord {
     Backing,
     /// Next table of a chain of unlinked ones, 0 at its end.
     Link,
+    /// Of an unlinked table whose entries still own what they name: first address and level of its entries, with bit
+    /// 11 set. 0 of any other.
+    Place,
 }
 
 impl SideWord {
     /// Number of side words.
-    pub const COUNT: usize = 6;
+    pub const COUNT: usize = 7;
 
     /// All side words, in the order of [`SideWord::index`].
-    pub const ALL: [Self; Self::COUNT] =
-        [Self::Live, Self::External, Self::Metadata0, Self::Metadata1, Self::Backing, Self::Link];
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::Live,
+        Self::External,
+        Self::Metadata0,
+        Self::Metadata1,
+        Self::Backing,
+        Self::Link,
+        Self::Place,
+    ];
 
     /// Position of the word, 0 to [`SideWord::COUNT`] - 1.
     #[must_use]
@@ -53,6 +72,7 @@ impl SideWord {
             Self::Metadata1 => 3,
             Self::Backing => 4,
             Self::Link => 5,
+            Self::Place => 6,
         }
     }
 }
@@ -80,6 +100,17 @@ pub unsafe trait TableMemory {
 
     /// Reads a word.
     fn load(&self, table: Hpa, word: Word, order: Ordering) -> u64;
+
+    /// Reads the eight entries from `line` times 8 on (0 to 63): one cache line, in no particular order among them and
+    /// without ordering after ([`Ordering::Relaxed`]).
+    fn load_line(&self, table: Hpa, line: u16) -> [u64; 8] {
+        let first = line.wrapping_mul(8);
+        core::array::from_fn(|index| {
+            let [low, high, ..] = index.to_le_bytes();
+            let index = first.wrapping_add(u16::from_le_bytes([low, high]));
+            self.load(table, Word::Entry(index), Ordering::Relaxed)
+        })
+    }
 
     /// Writes a word.
     fn store(&self, table: Hpa, word: Word, value: u64, order: Ordering);
@@ -117,6 +148,10 @@ unsafe impl<M: TableMemory + ?Sized> TableMemory for &M {
 
     fn load(&self, table: Hpa, word: Word, order: Ordering) -> u64 {
         (**self).load(table, word, order)
+    }
+
+    fn load_line(&self, table: Hpa, line: u16) -> [u64; 8] {
+        (**self).load_line(table, line)
     }
 
     fn store(&self, table: Hpa, word: Word, value: u64, order: Ordering) {

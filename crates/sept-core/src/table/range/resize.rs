@@ -1,0 +1,329 @@
+//! Splitting and merging a range with block, fence, change: step by step, borrowing nothing in between.
+//!
+//! One round for each level, since a piece can be blocked only once it exists: block every page or table that the round
+//! concerns, fence once, change them all. Which entries those are stands in the table itself, so a [`Resize`] is
+//! constant-size for any number of them. Keep other changes of size out of the range meanwhile; faults go on.
+
+use super::split::ROUNDS;
+use super::{Plan, RangeError, Reserved, Scope, SplitPlan, SplitRefused};
+use crate::table::{FenceTicket, Fenced, Obligation, SecurePageTable, TableError};
+use crate::{
+    Class, Classify, Entry, External, Format, Frame, FrameKind, FrameNeeds, FrameStore, Gpa, GpaEntry,
+    GpaRange, Level, Returned, SideWord, TableMemory,
+};
+
+/// How far one call of [`Resize::step`] came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+#[must_use = "a resize is not done until it says so"]
+pub enum Turn {
+    /// One entry was dealt with; call again.
+    Again,
+    /// A fence is under way; call again later.
+    AwaitFence,
+    /// All is done.
+    Done,
+}
+
+/// What a [`Resize`] came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct Resized {
+    /// Entries split or merged.
+    pub changed: u64,
+    /// Tables that were candidates for merging and that the TEE refused. They stand as they were.
+    pub declined: u64,
+    /// Fences that were started.
+    pub fences: u64,
+    /// Whether it was turned round before its end. What was split or merged until then stays so.
+    pub cancelled: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Split(Scope),
+    Merge,
+}
+
+#[derive(Debug)]
+enum Phase<T> {
+    Block,
+    Fence(FenceTicket<T>),
+    Change(Fenced),
+    /// Shows again what was blocked and not changed.
+    Undo(Fenced),
+    Done,
+}
+
+/// A range that is being split or merged. Dropping it does nothing: what is blocked stays blocked.
+#[derive(Debug)]
+#[must_use = "entries may be blocked until it is done"]
+pub struct Resize<T, S = ()> {
+    range: GpaRange,
+    kind: Kind,
+    /// Index into the rounds of `kind`.
+    round: usize,
+    phase: Phase<T>,
+    next: u64,
+    /// Entries blocked in this round.
+    blocked: u64,
+    done: Resized,
+    store: S,
+}
+
+/// Storage of an operation that needs no frames.
+impl FrameStore for () {
+    fn put(&mut self, _: FrameKind, frame: Frame) -> Result<(), Frame> {
+        Err(frame)
+    }
+
+    fn get(&mut self, _: FrameKind) -> Option<Frame> {
+        None
+    }
+
+    fn count(&self, _: FrameKind) -> u32 {
+        0
+    }
+}
+
+impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
+    /// Begins a split as planned. Nothing has changed yet.
+    ///
+    /// # Errors
+    ///
+    /// [`RangeError::Stale`], or what [`SecurePageTable::plan_split`] says now. The reservation comes back.
+    pub fn start_split<S: FrameStore>(
+        &self,
+        reserved: Reserved<SplitPlan, S>,
+    ) -> Result<Resize<X::Ticket, S>, SplitRefused<X::Error, S>> {
+        let plan = reserved.plan;
+        match self.plan_split(plan.range(), plan.scope()) {
+            Ok(now) if reserved.store.kept().covers(&now.needs()) => {}
+            Ok(now) => {
+                let error = RangeError::Stale { planned: plan.needs(), now: now.needs() };
+                return Err(Returned { error, held: reserved });
+            }
+            Err(error) => return Err(Returned { error, held: reserved }),
+        }
+        Ok(Resize::new(plan.range(), Kind::Split(plan.scope()), reserved.store))
+    }
+
+    /// Begins to merge every table that lies wholly in `range` and whose entries make one page. Nothing has changed yet.
+    pub fn start_merge(&self, range: GpaRange) -> Resize<X::Ticket> {
+        Resize::new(range, Kind::Merge, ())
+    }
+}
+
+impl<T: Copy, S: FrameStore> Resize<T, S> {
+    const fn new(range: GpaRange, kind: Kind, store: S) -> Self {
+        Self {
+            range,
+            kind,
+            round: 0,
+            phase: Phase::Block,
+            next: 0,
+            blocked: 0,
+            done: Resized { changed: 0, declined: 0, fences: 0, cancelled: false },
+            store,
+        }
+    }
+
+    /// Level of the entries that this round is about; merging goes the other way.
+    fn level(&self) -> Option<Level> {
+        match self.kind {
+            Kind::Split(_) => ROUNDS.get(self.round).copied(),
+            Kind::Merge => ROUNDS.iter().rev().nth(self.round).copied(),
+        }
+    }
+
+    fn next_round<E>(&mut self) -> Result<Turn, RangeError<E>> {
+        self.round = self.round.saturating_add(1);
+        self.next = 0;
+        self.blocked = 0;
+        self.phase = if self.level().is_some() { Phase::Block } else { Phase::Done };
+        Ok(if matches!(self.phase, Phase::Done) { Turn::Done } else { Turn::Again })
+    }
+
+    /// Does the next piece of work: one entry, or one look at a fence. Tables that merging frees go to `into`.
+    ///
+    /// # Errors
+    ///
+    /// [`RangeError::Stopped`] with the entry: it stays where it was, and the step can be tried again, or the whole be
+    /// cancelled. A table that cannot be merged is no error ([`Resized::declined`]), unless the TEE is lost.
+    pub fn step<F: Format, M: TableMemory, X: External<Ticket = T>>(
+        &mut self,
+        table: &SecurePageTable<F, M, X>,
+        into: &mut Obligation,
+    ) -> Result<Turn, RangeError<X::Error>> {
+        let at = self.next.max(self.range.start().raw());
+        let stopped = RangeError::stopped(at);
+        let Some(level) = self.level() else { return Ok(Turn::Done) };
+        match self.phase {
+            Phase::Block => match self.candidate(table, level, false).map_err(&stopped)? {
+                Some(at) => {
+                    if let Err(error) = table.block(at) {
+                        if !self.may_skip(error.class()) {
+                            return Err(RangeError::stopped(at.gpa().raw())(error));
+                        }
+                        self.done.declined = self.done.declined.saturating_add(1);
+                    } else {
+                        self.blocked = self.blocked.saturating_add(1);
+                    }
+                    self.next = at.end();
+                    Ok(Turn::Again)
+                }
+                None if self.blocked == 0 => self.next_round(),
+                None => self.start_fence(table).map_err(stopped),
+            },
+            Phase::Fence(ticket) => match table.fenced(&ticket) {
+                None => Ok(Turn::AwaitFence),
+                Some(fence) => {
+                    self.next = 0;
+                    self.phase = if self.done.cancelled { Phase::Undo(fence) } else { Phase::Change(fence) };
+                    Ok(Turn::Again)
+                }
+            },
+            Phase::Change(fence) => match self.candidate(table, level, true).map_err(&stopped)? {
+                Some(at) => {
+                    self.change(table, at, &fence, into).map_err(RangeError::stopped(at.gpa().raw()))?;
+                    self.next = at.end();
+                    Ok(Turn::Again)
+                }
+                None => self.next_round(),
+            },
+            Phase::Undo(fence) => match self.candidate(table, level, true).map_err(&stopped)? {
+                Some(at) => {
+                    table.unblock(at, &fence).map_err(RangeError::stopped(at.gpa().raw()))?;
+                    self.next = at.end();
+                    Ok(Turn::Again)
+                }
+                None => {
+                    self.phase = Phase::Done;
+                    Ok(Turn::Done)
+                }
+            },
+            Phase::Done => Ok(Turn::Done),
+        }
+    }
+
+    /// Turns it round: what is blocked will be shown again, after the fence that this needs. Keep stepping.
+    pub fn cancel(&mut self) {
+        self.done.cancelled = !matches!(self.phase, Phase::Done);
+        match self.phase {
+            // What was blocked needs a fence before it can be shown.
+            Phase::Block if self.blocked == 0 => self.phase = Phase::Done,
+            Phase::Change(fence) => {
+                self.next = 0;
+                self.phase = Phase::Undo(fence);
+            }
+            _ => {}
+        }
+    }
+
+    /// What it came to, and the storage with the frames that were not used.
+    ///
+    /// # Errors
+    ///
+    /// It is not done yet.
+    pub fn finish(self) -> Result<(Resized, S), Self> {
+        if matches!(self.phase, Phase::Done) { Ok((self.done, self.store)) } else { Err(self) }
+    }
+
+    /// Frames that are still kept for what is left to do.
+    pub fn kept(&self) -> FrameNeeds {
+        self.store.kept()
+    }
+
+    /// A merge that does not come off is a saving not made; only a lost TEE stops it.
+    const fn may_skip(&self, class: Class) -> bool {
+        matches!(self.kind, Kind::Merge) && !matches!(class, Class::Fatal)
+    }
+
+    fn start_fence<F: Format, M: TableMemory, X: External<Ticket = T>>(
+        &mut self,
+        table: &SecurePageTable<F, M, X>,
+    ) -> Result<Turn, TableError<X::Error>> {
+        self.phase = Phase::Fence(table.fence()?);
+        self.done.fences = self.done.fences.saturating_add(1);
+        Ok(Turn::Again)
+    }
+
+    fn change<F: Format, M: TableMemory, X: External<Ticket = T>>(
+        &mut self,
+        table: &SecurePageTable<F, M, X>,
+        at: GpaEntry,
+        fence: &Fenced,
+        into: &mut Obligation,
+    ) -> Result<(), TableError<X::Error>> {
+        let changed = match self.kind {
+            Kind::Split(_) => table.split(at, fence, &mut self.store),
+            Kind::Merge => table.merge(at, fence, into),
+        };
+        match changed {
+            // The change is made even if the ledger disagrees about a page behind it; that page is leaked.
+            Ok(()) | Err(TableError::Ledger { .. }) => {
+                self.done.changed = self.done.changed.saturating_add(1);
+                changed
+            }
+            Err(error) if self.may_skip(error.class()) => {
+                table.unblock(at, fence)?;
+                self.done.declined = self.done.declined.saturating_add(1);
+                Ok(())
+            }
+            refused => refused,
+        }
+    }
+
+    /// The next entry of this round at or after `next`: to be blocked, or blocked already.
+    fn candidate<F: Format, M: TableMemory, X: External<Ticket = T>>(
+        &self,
+        table: &SecurePageTable<F, M, X>,
+        level: Level,
+        blocked: bool,
+    ) -> Result<Option<GpaEntry>, TableError<X::Error>> {
+        match self.kind {
+            Kind::Split(scope) => {
+                let mut next = self.next;
+                while let Some(found) =
+                    table.pinned(|| table.next_split(self.range, scope, level, next, false))?
+                {
+                    if found.entry.blocked().is_some() == blocked {
+                        return Ok(Some(found.at));
+                    }
+                    next = found.at.end();
+                }
+                Ok(None)
+            }
+            Kind::Merge => {
+                let mut next = self.next.max(self.range.start().raw());
+                // Each turn passes one entry of the level.
+                while let Some(gpa) = Gpa::new(next).filter(|gpa| self.range.contains(*gpa)) {
+                    let at = GpaEntry::containing(gpa, level);
+                    next = at.end();
+                    if self.range.covers(at) && table.is_candidate(at, blocked) {
+                        return Ok(Some(at));
+                    }
+                }
+                Ok(None)
+            }
+        }
+    }
+}
+
+impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
+    fn pinned<R>(&self, look: impl FnOnce() -> R) -> R {
+        let _pin = self.memory.pin();
+        look()
+    }
+
+    /// Whether a table hangs in `at` that is blocked, or that could be merged as far as the mirror knows.
+    pub(super) fn is_candidate(&self, at: GpaEntry, blocked: bool) -> bool {
+        let full = match self.entry(at) {
+            Ok(Entry::Table { hpa, blocked: state }) if state.is_some() == blocked => {
+                self.side(hpa, SideWord::Live) == 512
+            }
+            _ => false,
+        };
+        full && (blocked || self.mergeable(at).is_ok())
+    }
+}

@@ -1,0 +1,10 @@
+//! Tables that no TEE keeps: formats that an MMU walks, ranges, exclusive access.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::arithmetic_side_effects,
+    reason = "tests fail by panicking; their numbers are small"
+)]
+
+mod ranges;
+mod rig;
