@@ -174,7 +174,9 @@ impl MachineBuilder {
     #[must_use]
     pub fn build(self) -> Machine {
         let contention = self.contention.clone();
-        Machine::new(self.build_state(), contention)
+        let mut state = self.build_state();
+        state.start_watch();
+        Machine::new(state, contention)
     }
 
     pub(crate) fn build_state(self) -> State {

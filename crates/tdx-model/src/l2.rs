@@ -69,6 +69,10 @@ pub(crate) const fn is_leaf(entry: u64) -> bool {
     entry & LEAF != 0
 }
 
+pub(crate) const fn is_table(entry: u64) -> bool {
+    matches!(state_of(entry), State::NlMapped | State::NlBlocked)
+}
+
 /// Whether the host's walk can go on through the entry.
 pub(crate) const fn walkable(entry: u64) -> bool {
     entry & (READ | WRITE | EXECUTE) != 0 && entry & LEAF == 0

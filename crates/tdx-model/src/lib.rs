@@ -12,8 +12,8 @@
 //!   module, and others get OPERAND_BUSY, with host priority left behind, as from the module.
 //! * [`MachineBuilder::enforce_tracking`]: whether the module refuses a host that does not fence, or lets a guest show
 //!   what such a host has done.
-//! * [`MachineBuilder::audit`]: whether every invariant is checked after everything. Debug builds check those of the
-//!   entries and the TD that a call was about in any case.
+//! * [`MachineBuilder::audit`]: whether the whole state is walked for broken invariants after everything. Debug builds
+//!   check, after every call and whatever a guest does, all invariants of all that has changed.
 //!
 //! ```
 //! use sept_core::{Gpa, Hpa, Level};
@@ -62,6 +62,7 @@ mod td;
 mod td_params;
 mod translations;
 mod violation;
+mod watch;
 
 pub mod boot;
 pub mod replay;

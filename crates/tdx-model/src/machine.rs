@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use seamcall::{Call, Regs, Transport};
 use sept_core::{Gpa, Hpa, Level};
 
-use crate::abi::{Lifecycle, PageType};
+use crate::abi::{Lifecycle, PageType, Status};
 use crate::faults::{Fault, Interrupts};
 use crate::sept::{self, EntryState};
 use crate::session::{Contention, Session};
@@ -33,10 +33,10 @@ impl Lp<'_> {
     pub fn raw(&self, regs: Regs) -> Regs {
         self.machine.with(|state| {
             let out = state.seamcall(self.number, regs);
-            if cfg!(debug_assertions) {
-                let broken = state.check_call(&regs);
-                assert!(broken.is_empty(), "{regs:x?} answered {out:x?} and broke invariants: {broken:#?}");
-            }
+            let status = Status(out.rax);
+            let refused = status != Status::SUCCESS && status.code() != Status::INTERRUPTED_RESUMABLE.0;
+            let broken = state.check_changes(refused);
+            assert!(broken.is_empty(), "{regs:x?} answered {out:x?} and broke invariants: {broken:#?}");
             out
         })
     }
@@ -121,7 +121,7 @@ impl Machine {
     pub(crate) fn with<T>(&self, work: impl FnOnce(&mut Session<'_>) -> T) -> T {
         let mut session = self.session();
         let result = work(&mut session);
-        session.audit();
+        session.verify();
         result
     }
 
@@ -228,11 +228,5 @@ impl Machine {
     /// Sets what the interrupt-pending register will show, or that it shows nothing.
     pub fn set_interrupts(&self, interrupts: Option<Interrupts>) {
         self.with(|state| state.faults.set_interrupts(interrupts));
-    }
-
-    /// Every broken invariant of the module's state, in words. Walks everything.
-    #[must_use]
-    pub fn check_invariants(&self) -> Vec<String> {
-        self.with(|state| state.check_invariants())
     }
 }

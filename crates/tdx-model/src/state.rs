@@ -14,6 +14,7 @@ use crate::memory::Memory;
 use crate::stats::Counters;
 use crate::td::Td;
 use crate::violation::{Log, Stale, Violation, ViolationKind};
+use crate::watch::Watch;
 
 /// Outcome of a leaf: an error is any status that is not zero, informational ones included.
 pub(crate) type Answer<T = ()> = Result<T, Status>;
@@ -41,6 +42,8 @@ pub(crate) struct State {
     pub(crate) tdmr_locks: Vec<u64>,
     /// Locks of calls that pause while others run, by the number of their pause.
     pub(crate) in_flight: Vec<(u64, HeldLocks)>,
+    /// In debug builds, what is checked after every call.
+    pub(crate) watch: Option<Box<Watch>>,
 }
 
 /// A key id in the key ownership table.
@@ -90,6 +93,15 @@ impl State {
             taken: HashMap::new(),
             key_table_lock: Lock::default(),
             in_flight: Vec::new(),
+            watch: None,
+        }
+    }
+
+    /// In debug builds the invariants are checked after every call from now on.
+    pub(crate) fn start_watch(&mut self) {
+        if cfg!(debug_assertions) {
+            self.watch = Some(Box::default());
+            self.mem.touched.on = true;
         }
     }
 

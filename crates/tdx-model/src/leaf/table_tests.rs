@@ -33,6 +33,8 @@ fn fixture(op: u8) -> Fixture {
     let td = boot::create(&lp, &machine, &TdSpec::default(), &mut frames).expect("a TD");
     boot::map_tables(&lp, &td, Gpa::truncate(SMALL), Level::L4K, &mut frames).expect("tables");
     machine.with(|s| {
+        // States that no call leads to, with pages that nobody counted.
+        s.watch = None;
         s.td_mut(0).op_state = op;
         s.td_mut(0).td_epoch = 5;
         s.td_mut(0).chldcnt += 10_000;
