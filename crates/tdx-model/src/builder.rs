@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::config::{Config, HkidLayout, ModuleVersion, Profile, Tdmr};
+use crate::faults::FaultPlan;
 use crate::machine::Machine;
 use crate::session::{Contention, Pause};
 use crate::state::State;
@@ -12,6 +13,7 @@ use crate::state::State;
 pub struct MachineBuilder {
     config: Config,
     contention: Contention,
+    faults: FaultPlan,
 }
 
 impl Default for MachineBuilder {
@@ -34,6 +36,7 @@ impl Default for MachineBuilder {
                 host_priority_patience: None,
             },
             contention: Contention::None,
+            faults: FaultPlan::new(),
         }
     }
 }
@@ -170,6 +173,13 @@ impl MachineBuilder {
         self.contention(Contention::Hook(Arc::new(hook)))
     }
 
+    /// Faults that are ordered from the start.
+    #[must_use]
+    pub fn faults(mut self, plan: FaultPlan) -> Self {
+        self.faults.add(plan);
+        self
+    }
+
     /// The machine, ready for TDs.
     #[must_use]
     pub fn build(self) -> Machine {
@@ -180,7 +190,9 @@ impl MachineBuilder {
     }
 
     pub(crate) fn build_state(self) -> State {
-        State::new(self.config)
+        let mut state = State::new(self.config);
+        state.faults.order(self.faults);
+        state
     }
 }
 

@@ -70,7 +70,7 @@ pub mod replay;
 pub use abi::{Leaf, Lifecycle, NULL_PA, Operand, PageType, Status, op_state, size_of_level};
 pub use builder::MachineBuilder;
 pub use config::{HkidLayout, ModuleVersion, Profile, Tdmr, UnknownVersion};
-pub use faults::{Fault, Interrupts};
+pub use faults::{Fault, FaultPlan, Interrupts, MachineCheck};
 pub use foreign::{Access, Hold, TdLock};
 pub use guest::{Accept, EPT_VIOLATION, EptViolation, Guest, GuestFault, TdCall, TdExit};
 pub use host::{Content, Seen};

@@ -6,7 +6,7 @@ use seamcall::{Call, Regs, Transport};
 use sept_core::{Gpa, Hpa, Level};
 
 use crate::abi::{Lifecycle, PageType, Status};
-use crate::faults::{Fault, Interrupts};
+use crate::faults::{Fault, FaultPlan, Interrupts};
 use crate::sept::{self, EntryState};
 use crate::session::{Contention, Session};
 use crate::state::State;
@@ -215,12 +215,17 @@ impl Machine {
         self.with(|state| state.counters = Counters::default());
     }
 
-    /// Orders a fault.
-    pub fn inject(&self, fault: Fault) {
-        self.with(|state| state.faults.add(fault));
+    /// Orders faults, beside those that were ordered before.
+    pub fn order(&self, plan: FaultPlan) {
+        self.with(|state| state.faults.order(plan));
     }
 
-    /// Withdraws all ordered faults.
+    /// Orders an answer.
+    pub fn inject(&self, fault: Fault) {
+        self.order(FaultPlan::new().answer(fault));
+    }
+
+    /// Withdraws everything that was ordered and has not struck, interrupts included.
     pub fn clear_faults(&self) {
         self.with(|state| state.faults.clear());
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::abi::{Leaf, PAGE, Status, size_of_level};
 use crate::call::HeldLocks;
 use crate::config::Config;
-use crate::faults::FaultPlan;
+use crate::faults::Faults;
 use crate::foreign::ForeignHold;
 use crate::leaf::sysinit::System;
 use crate::lock::Lock;
@@ -30,7 +30,7 @@ pub(crate) struct State {
     /// By package.
     pub(crate) write_backs: Vec<WriteBack>,
     pub(crate) counters: Counters,
-    pub(crate) faults: FaultPlan,
+    pub(crate) faults: Faults,
     pub(crate) log: Log,
     pub(crate) foreign: Vec<ForeignHold>,
     /// Which call took a page away, where that can go wrong.
@@ -87,7 +87,7 @@ impl State {
             mem: Memory::new(),
             tds: Vec::new(),
             counters: Counters::default(),
-            faults: FaultPlan::default(),
+            faults: Faults::default(),
             log: Log::default(),
             foreign: Vec::new(),
             taken: HashMap::new(),

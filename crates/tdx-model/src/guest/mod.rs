@@ -188,7 +188,11 @@ impl Guest<'_> {
 impl Session<'_> {
     pub(crate) fn enter_guest(&mut self, lp: u32, tdvpr: u64) -> Result<(), Status> {
         let mut c = Ctx::new(lp, Regs { rcx: tdvpr, ..Regs::default() });
-        let answer = self.enter_vcpu(&mut c).map(drop);
+        self.meet_faults(&Regs { rcx: tdvpr, ..Regs::default() });
+        let answer = match self.faults.strike(0) {
+            Some(status) => Err(status),
+            None => self.enter_vcpu(&mut c).map(drop),
+        };
         self.release(&mut c);
         self.counters.note(0, answer.err().unwrap_or(Status::SUCCESS));
         answer
@@ -252,7 +256,7 @@ impl State {
 
     fn is_stuck(&self, td: usize, vcpu: usize) -> bool {
         let cpu = &self.td(td).vcpus[vcpu];
-        cpu.stuck || self.faults.stuck.contains(&cpu.tdvpr)
+        cpu.stuck || self.faults.stays(vcpu)
     }
 
     /// Makes the vCPU leave guest mode, or take note of it. Says whether it has left.

@@ -42,6 +42,7 @@ impl Session<'_> {
             c.out.rax = Status::VM_FAIL_INVALID.0;
             return c.out;
         }
+        self.meet_faults(&regs);
         let status = match self.dispatch(&mut c) {
             Ok(()) => Status::SUCCESS,
             Err(status) => status,

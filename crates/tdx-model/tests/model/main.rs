@@ -3,5 +3,6 @@
 mod common;
 mod contents;
 mod dynamic_pamt;
+mod faults;
 mod lifecycle;
 mod worked_trace;
