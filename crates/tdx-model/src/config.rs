@@ -74,7 +74,8 @@ pub struct Profile {
     pub removed_page_hint: bool,
     /// RDMD takes a level and reports non-leaf entries and page pairs.
     pub rdmd_v2: bool,
-    /// TDX_FEATURES0 bit 23: pages are to be flushed from the cache before they are given to the module.
+    /// Pages are to be flushed from the cache before they are given to the module (TDX_FEATURES0 bit 23, which 1.5.01 does
+    /// not have; hosts do it for every module).
     pub clflush_before_alloc: bool,
 }
 
@@ -107,11 +108,12 @@ impl Profile {
         self
     }
 
-    /// TDX_FEATURES0 as SYS.RD reports it.
+    /// TDX_FEATURES0 as SYS.RD reports it: what 1.5.01 has, and what the switches add.
     #[must_use]
     pub const fn features0(&self) -> u64 {
-        let mut features = 1 << 10 | 1 << 18;
-        if self.clflush_before_alloc {
+        // Bits 0 to 5, 7 to 11, 16 to 19: among them TD partitioning (7), host priority (10), RBP left alone (18).
+        let mut features = 0x000F_0FBF;
+        if self.clflush_before_alloc && !matches!(self.version, ModuleVersion::V1_5_01) {
             features |= 1 << 23;
         }
         if self.dynamic_pamt_capable {

@@ -13,7 +13,7 @@ use crate::state::{Answer, State};
 
 /// What the host may do with a field.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Access {
+pub(super) enum Access {
     /// Read it.
     Read,
     /// Read it, if the TD is a debug TD.
@@ -24,13 +24,13 @@ enum Access {
     DebugWrite(u64),
 }
 
-struct Field {
-    id: u64,
+pub(super) struct Field {
+    pub(super) id: u64,
     elements: u32,
     access: Access,
 }
 
-const fn field(id: u64, elements: u32, access: Access) -> Field {
+pub(super) const fn field(id: u64, elements: u32, access: Access) -> Field {
     Field { id, elements, access }
 }
 
@@ -136,8 +136,11 @@ const LIST_BITS: u64 = 0xFF00_0000 | 0x1FFF << 34 | 7 << 47 | 1 << 55 | 1 << 62;
 const CLASS: u64 = 0x3F << 56;
 const CODE: u64 = 0xFF_FFFF;
 
-/// The field an id names, and which element of it.
-fn find(fields: &[Field], id: u64) -> Option<(usize, u32)> {
+/// The field an id names, and which element of it; none for an id with bits that only lists use.
+pub(super) fn find(fields: &[Field], id: u64) -> Option<(usize, u32)> {
+    if id & LIST_BITS != 0 {
+        return None;
+    }
     fields.iter().enumerate().find_map(|(index, field)| {
         let element = (id & CODE).checked_sub(field.id & CODE)?;
         let same_class = id & CLASS == field.id & CLASS;
@@ -147,7 +150,7 @@ fn find(fields: &[Field], id: u64) -> Option<(usize, u32)> {
 
 /// The element that follows `id` among those the host may read (and the model has): in an array the id as it came, one
 /// further.
-fn next(fields: &[Field], debug: bool, id: u64, mut index: usize, element: u32) -> u64 {
+pub(super) fn next(fields: &[Field], debug: bool, id: u64, mut index: usize, element: u32) -> u64 {
     if element + 1 < fields[index].elements {
         return id + 1;
     }
@@ -162,9 +165,6 @@ fn read(c: &mut Ctx, fields: &[Field], debug: bool, value: impl Fn(u64, u32) -> 
     if c.version == 1 && id == NULL_PA {
         c.out.rdx = fields[0].id;
         return Err(Status::METADATA_FIRST_FIELD_ID_IN_CONTEXT);
-    }
-    if id & LIST_BITS != 0 {
-        return Err(Status::METADATA_FIELD_ID_INCORRECT);
     }
     let (index, element) = find(fields, id).ok_or(Status::METADATA_FIELD_ID_INCORRECT)?;
     let read = value(fields[index].id, element).ok_or(Status::METADATA_FIELD_ID_INCORRECT)?;
@@ -186,9 +186,6 @@ fn write(
     value: impl Fn(u64, u32) -> Option<u64>,
 ) -> Answer<(u64, u32, u64)> {
     let (id, new, mask) = (c.regs.rdx, c.regs.r8, c.regs.r9);
-    if id & LIST_BITS != 0 {
-        return Err(Status::METADATA_FIELD_ID_INCORRECT);
-    }
     let (index, element) = find(fields, id).ok_or(Status::METADATA_FIELD_ID_INCORRECT)?;
     let Field { id, access, .. } = fields[index];
     let old = value(id, element).ok_or(Status::METADATA_FIELD_ID_INCORRECT)?;

@@ -59,7 +59,7 @@ impl Session<'_> {
         if c.version != 0 && !self.multi_version(leaf) {
             return Err(invalid);
         }
-        self.admit(c.lp, leaf)?;
+        self.admit(leaf)?;
         if let Some(status) = self.faults.strike(c.leaf) {
             if status != Status::INTERRUPTED_RESTARTABLE {
                 clear_outputs(c, leaf);
@@ -67,14 +67,22 @@ impl Session<'_> {
             return Err(status);
         }
         clear_outputs(c, leaf);
+        if !self.knows_processor(c.lp, leaf) {
+            return Err(Status::SYS_LP_INIT_NOT_DONE);
+        }
         if c.version > 1 {
             return Err(invalid);
         }
         self.run(c, leaf)
     }
 
-    /// The module is in a state in which it executes the leaf on this processor.
-    fn admit(&self, lp: u32, leaf: Leaf) -> Answer {
+    /// LP.INIT was made on the processor, or is not needed.
+    fn knows_processor(&self, lp: u32, leaf: Leaf) -> bool {
+        matches!(leaf, Leaf::SysInit | Leaf::SysLpInit | Leaf::SysLpShutdown) || self.system.knows(lp)
+    }
+
+    /// The module is in a state in which it executes the leaf.
+    fn admit(&self, leaf: Leaf) -> Answer {
         let always = matches!(
             leaf,
             Leaf::SysInfo
@@ -91,14 +99,13 @@ impl Session<'_> {
             _ if !always => return Err(Status::SYS_NOT_READY),
             _ => {}
         }
-        let without_processor = matches!(leaf, Leaf::SysInit | Leaf::SysLpInit | Leaf::SysLpShutdown);
-        if without_processor || self.system.knows(lp) { Ok(()) } else { Err(Status::SYS_LP_INIT_NOT_DONE) }
+        Ok(())
     }
 
     fn multi_version(&self, leaf: Leaf) -> bool {
         match leaf {
             Leaf::PagePromote | Leaf::SeptAdd | Leaf::SeptRemove | Leaf::MngRd | Leaf::VpRd => true,
-            Leaf::VpInit => self.cfg.profile.version == ModuleVersion::V2_0_08,
+            Leaf::VpInit | Leaf::SysInit => self.cfg.profile.version == ModuleVersion::V2_0_08,
             _ => false,
         }
     }
@@ -182,6 +189,10 @@ const fn clear_outputs(c: &mut Ctx, leaf: Leaf) {
             c.out.r10 = 0;
         }
         Leaf::SysTdmrInit => c.out.rdx = 0,
+        Leaf::SysRd => {
+            c.out.rdx = NULL_PA;
+            c.out.r8 = 0;
+        }
         Leaf::SeptAdd
         | Leaf::SeptRd
         | Leaf::SeptRemove
