@@ -10,7 +10,8 @@ pub(crate) const TD_PARAMS: u64 = 1024;
 const MIGRATABLE: u64 = 1 << 29;
 const PERFMON: u64 = 1 << 63;
 /// Debug, SEPT_VE_DISABLE, migratable, protection keys for supervisor pages, performance monitoring.
-pub(crate) const ATTRIBUTES: u64 = ATTRIBUTE_DEBUG | ATTRIBUTE_SEPT_VE_DISABLE | MIGRATABLE | 1 << 30 | PERFMON;
+pub(crate) const ATTRIBUTES: u64 =
+    ATTRIBUTE_DEBUG | ATTRIBUTE_SEPT_VE_DISABLE | MIGRATABLE | 1 << 30 | PERFMON;
 /// x87 and SSE are needed; AVX, AVX-512, PT, PK, CET, ULI, LBR, AMX are possible.
 pub(crate) const XFAM: (u64, u64) = (0x3, 0x6_DBE7);
 /// GPAW, flexible pending #VE, no RBP modification.

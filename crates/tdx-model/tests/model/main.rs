@@ -3,6 +3,10 @@
 mod common;
 mod contents;
 mod dynamic_pamt;
+mod entries;
 mod faults;
 mod lifecycle;
+mod order;
+mod pages;
+mod tracking;
 mod worked_trace;
