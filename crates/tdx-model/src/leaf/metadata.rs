@@ -155,15 +155,20 @@ pub(super) fn next(fields: &[Field], debug: bool, id: u64, mut index: usize, ele
         return id + 1;
     }
     index += 1;
+    first(&fields[index.min(fields.len())..], debug)
+}
+
+/// The first field that the host may read.
+fn first(fields: &[Field], debug: bool) -> u64 {
     let readable = |field: &&Field| debug || !matches!(field.access, DebugRead | DebugWrite(_));
-    fields[index.min(fields.len())..].iter().find(readable).map_or(NULL_PA, |field| field.id)
+    fields.iter().find(readable).map_or(NULL_PA, |field| field.id)
 }
 
 /// Reads: R8 the element, and with version 1 RDX the next one.
 fn read(c: &mut Ctx, fields: &[Field], debug: bool, value: impl Fn(u64, u32) -> Option<u64>) -> Answer {
     let id = c.regs.rdx;
     if c.version == 1 && id == NULL_PA {
-        c.out.rdx = fields[0].id;
+        c.out.rdx = first(fields, debug);
         return Err(Status::METADATA_FIRST_FIELD_ID_IN_CONTEXT);
     }
     let (index, element) = find(fields, id).ok_or(Status::METADATA_FIELD_ID_INCORRECT)?;

@@ -232,3 +232,29 @@ fn platform_fields_follow_each_other() {
         assert_eq!((unknown.rax, unknown.rdx, unknown.r8), (0xC000_0C00_0000_0000, u64::MAX, 0));
     }
 }
+
+/// Exits without end at one page look like stepping: after six of them the module notes the page, and does not enter the vCPU
+/// as long as it would only exit there again. The test of that takes the tree for itself. (`tdh_vp_enter.c`, `td_exit.c`)
+#[test]
+fn a_vcpu_that_only_faults_is_not_entered() {
+    let b = Bench::new(Machine::builder(), TdSpec::default());
+    b.tables(GPA, Level::L4K);
+    let read = || b.guest().read(Gpa::truncate(GPA + 0x123 * 8));
+    for _ in 0..7 {
+        b.guest().enter(0).unwrap();
+        assert!(matches!(read(), Err(tdx_model::GuestFault::Exit(_))));
+    }
+    // Now without a guest instruction, as an EPT violation (exit reason 48) at that page.
+    let out = b.call(Leaf::VpEnter, b.td.vcpus[0].raw(), 0, 0);
+    assert_eq!((out.rax, out.rcx, out.rdx, out.r8), (48, 2, 0, GPA));
+    assert!(!b.guest().is_inside());
+    assert_eq!(b.machine.td(b.td.tdr).unwrap().refcount, [0, 0]);
+    let hold = b.machine.hold_td(b.td.tdr, tdx_model::TdLock::SeptTree, tdx_model::Access::Shared).unwrap();
+    assert_eq!(b.guest().enter(0), Err(Status(0x8000_0200_0000_0092)));
+    b.machine.release(hold);
+    b.aug(GPA, Level::L4K, b.frame());
+    assert_eq!(b.guest().enter(0), Err(Status(48)), "pending is not usable");
+    b.block_and_track(GPA);
+    b.ok(Leaf::PageRemove, GPA, b.tdr(), 0);
+    assert_eq!(b.guest().enter(0), Err(Status(48)));
+}

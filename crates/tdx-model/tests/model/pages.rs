@@ -87,7 +87,7 @@ fn a_large_page_needs_every_small_one_free() {
     assert_eq!(b.answer(Leaf::PageAug, next | 1, LARGE).0, 0xC000_0300_0000_0008, "taken");
     let inside = b.answer(Leaf::PageAug, next + 0x20_1000, LARGE + 4096).0;
     assert_eq!(inside, 0xC000_0300_0000_0008, "a small page of a large one");
-    b.ok(Leaf::SeptAdd, GPA + 0x60_0000 | 1, b.tdr(), OTHER + 0x20_0000);
+    b.ok(Leaf::SeptAdd, (GPA + 0x60_0000) | 1, b.tdr(), OTHER + 0x20_0000);
     assert_eq!(
         b.answer(Leaf::PageAug, next | 1, OTHER + 0x20_0000).0,
         0xC000_0300_0000_0008,

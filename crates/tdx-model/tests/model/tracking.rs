@@ -158,7 +158,7 @@ fn a_running_vcpu_keeps_the_control_pages() {
     assert_eq!(b.call(Leaf::MrFinalize, tdr, 0, 0).rax, busy(1));
     assert_eq!(b.call(Leaf::VpFlush, tdvpr, 0, 0).rax, busy(1));
     // The lock comes before the type: a control page of the running vCPU is busy, not of the wrong type.
-    assert_eq!(b.answer(Leaf::PageAug, GPA + 0x20_0000 | 1, BASE).0, busy(8), "2 MiB around TDR and TDVPR");
+    assert_eq!(b.answer(Leaf::PageAug, (GPA + 0x20_0000) | 1, BASE).0, busy(8), "2 MiB around TDR and TDVPR");
     assert_eq!(b.answer(Leaf::PageAug, GPA, tdr).0, busy(8));
     assert_eq!(b.answer(Leaf::PageAug, GPA, tdvpr).0, busy(8));
     assert!(b.guest().exit());
