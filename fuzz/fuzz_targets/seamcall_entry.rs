@@ -20,7 +20,7 @@ struct Input {
 struct Answer(Regs);
 
 impl Transport for Answer {
-    fn call(&self, _: Call) -> Regs {
+    fn call(&self, _: Call<'_>) -> Regs {
         self.0
     }
 }
@@ -45,7 +45,7 @@ fuzz_target!(|input: Input| {
             let text = error.to_string();
             assert!(text.contains(&error.status.to_string()), "{text}");
             let _ = error.class();
-            match error.entry {
+            match error.entry() {
                 Some(found) => entry(found, input.rcx, input.rdx),
                 None => assert!(!error.is_hidden() && !error.is_entry_busy()),
             }

@@ -3,8 +3,8 @@
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use seamcall::exit::{Exit, MapGpaReply, exit_reason};
-use seamcall::{EptViolation, MapGpa, Regs, Status};
+use seamcall::exit::{Exit, ExitReason, MapGpaReply, exit_reason, exit_vm};
+use seamcall::{EptViolation, GuestRegs, MapGpa, Regs, Status};
 use sept_core::{Gpa, TdxConfig};
 
 #[derive(Arbitrary, Debug)]
@@ -36,13 +36,14 @@ fuzz_target!(|input: Input| {
         ..Regs::new()
     };
     match input.likely % 4 {
-        0 => out.rax = 48,
-        1 => (out.rax, out.r10, out.r11) = (77, 0, MapGpa::LEAF),
+        // Any of the upper bits of a reason may come with it.
+        0 => out.rax = 48 | out.rax & 0xffff_0000,
+        1 => (out.rax, out.r10, out.r11) = (77 | out.rax & 0xffff_0000, 0, MapGpa::LEAF),
         _ => {}
     }
     let violation = EptViolation::decode(&out);
     if let Some(violation) = violation {
-        assert_eq!(exit_reason(&out), Some(48));
+        assert_eq!(exit_reason(&out).map(ExitReason::basic), Some(48));
         assert_eq!((violation.qualification, violation.extended), (out.rcx, out.rdx));
         let _ = (violation.kind(), violation.is_shared(config));
         if let Some(accept) = violation.accept() {
@@ -57,7 +58,7 @@ fuzz_target!(|input: Input| {
     }
     let request = MapGpa::decode(&out, config);
     if let Some(request) = request {
-        assert_eq!((exit_reason(&out), out.r10, out.r11), (Some(77), 0, 0x10001));
+        assert_eq!((exit_reason(&out).map(ExitReason::basic), out.r10, out.r11), (Some(77), 0, 0x10001));
         match request {
             // Inside one half of the address space, whole pages, and nothing of what was asked is lost.
             Ok(request) => {
@@ -77,6 +78,19 @@ fuzz_target!(|input: Input| {
         Exit::Status(status) => assert_eq!((status.raw(), exit_reason(&out)), (out.rax, None)),
         other => panic!("{other:?}"),
     }
-    let retry = MapGpaReply::Retry(Gpa::truncate(out.r12)).registers();
-    assert_eq!(retry.0, 1);
+    assert!(exit_vm(&out) < 4);
+    if let Some(reason) = exit_reason(&out) {
+        assert_eq!(u64::from(reason.raw()), out.rax);
+        assert_eq!(ExitReason::new(reason.raw()), reason);
+    }
+    let reply = MapGpaReply::Retry(Gpa::truncate(out.r12));
+    let (r10, r11) = reply.registers();
+    assert_eq!((r10, r11), (1, Gpa::truncate(out.r12).raw()));
+    // The answer takes two registers, and leaves what the decoders read of the others.
+    let Regs { rax, rcx, rdx, r8, r9, r12, r13, .. } = out;
+    let guest =
+        GuestRegs { rax, rcx, rdx, rbx: input.r10, rbp: input.r11, r8, r9, r12, r13, ..GuestRegs::new() };
+    let next = guest.with_reply(reply);
+    assert_eq!(next.regs(), Regs { r10, r11, ..out });
+    assert_eq!(GuestRegs { r10: 0, r11: 0, ..next }, guest);
 });

@@ -3,7 +3,9 @@
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use seamcall::{Features0, FieldContext, FieldId, Leaf, mem::L2Attributes};
+use seamcall::{
+    Features0, FieldContext, FieldId, FieldValue, Hkid, Leaf, LifecycleState, OpState, mem::L2Attributes,
+};
 
 #[derive(Arbitrary, Debug)]
 struct Input {
@@ -39,6 +41,21 @@ fuzz_target!(|input: Input| {
     }
     assert_eq!(field.element(input.index).raw(), field.raw().wrapping_add(u64::from(input.index)));
     assert!(!format!("{field:?}").is_empty());
+
+    // A value is the low bytes of the register, whatever stands above them.
+    let [b0, b1, b2, b3, ..] = low;
+    let half = u32::from_le_bytes([b0, b1, b2, b3]);
+    assert_eq!((u8::from_register(input.word), u16::from_register(input.word)), (b0, attributes));
+    assert_eq!((u32::from_register(input.word), u64::from_register(input.word)), (half, input.word));
+    assert_eq!(bool::from_register(input.word), input.word != 0);
+    assert_eq!(Hkid::from_register(input.word).raw(), attributes);
+    assert_eq!(Features0::from_register(input.word), features);
+    let (op_state, lifecycle) =
+        (OpState::from_register(input.word), LifecycleState::from_register(input.word));
+    assert_eq!((op_state.raw(), lifecycle.raw()), (half, half));
+    assert_eq!(OpState::ALL.contains(&op_state), half < 11);
+    assert_eq!(LifecycleState::ALL.contains(&lifecycle), half < 4);
+    assert!(!op_state.is_tracked() || matches!(half, 2 | 3 | 9));
 
     let leaf = Leaf::from_rax(input.word);
     assert_eq!(leaf.rax(), input.word & 0xff_ffff);

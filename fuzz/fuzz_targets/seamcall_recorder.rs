@@ -30,7 +30,7 @@ fn regs([rax, rcx, rdx, r8, r9, r10, r11, r12, r13]: [u64; 9]) -> Regs {
 struct Next(Cell<Regs>);
 
 impl Transport for Next {
-    fn call(&self, _: Call) -> Regs {
+    fn call(&self, _: Call<'_>) -> Regs {
         self.0.get()
     }
 }

@@ -1,4 +1,4 @@
-//! Three wrappers over the real instruction, kept as functions so that their assembly can be looked at:
+//! Four wrappers over the real instruction, kept as functions so that their assembly can be looked at:
 //! `tests/assembly.rs` builds this program and holds it against a bound.
 //!
 //! Running it makes no SEAMCALL.
@@ -6,7 +6,8 @@
 #[cfg(target_arch = "x86_64")]
 mod wrappers {
     use core::hint::black_box;
-    use seamcall::{Instruction, SeamcallError, Tdr, mem, mem::DemotePages, mem::L2Mode};
+    use seamcall::{EnterFlags, GuestRegs, Instruction, SeamcallError, Tdr, Tdvpr};
+    use seamcall::{mem, mem::DemotePages, mem::L2Mode, vp};
     use sept_core::{Frame, GpaEntry, Returned};
 
     /// TDH.MEM.TRACK.
@@ -28,7 +29,6 @@ mod wrappers {
 
     /// TDH.MEM.PAGE.DEMOTE.
     #[inline(never)]
-    #[expect(clippy::result_large_err, reason = "the error gives back up to six frames")]
     fn example_demote(
         t: &Instruction,
         td: Tdr,
@@ -38,16 +38,27 @@ mod wrappers {
         mem::page_demote(t, td, at, L2Mode::All, pages)
     }
 
-    /// Keeps the three in the program.
+    /// TDH.VP.ENTER.
+    #[inline(never)]
+    fn example_enter(t: &Instruction, vcpu: Tdvpr, guest: GuestRegs) -> GuestRegs {
+        #[expect(unsafe_code, reason = "a guest runs on this CPU")]
+        // SAFETY: never called.
+        unsafe {
+            vp::enter(t, vcpu, EnterFlags::empty(), guest)
+        }
+    }
+
+    /// Keeps the four in the program.
     pub(super) fn keep() {
         black_box(example_track as fn(_, _) -> _);
         black_box(example_aug as fn(_, _, _, _) -> _);
         black_box(example_demote as fn(_, _, _, _) -> _);
+        black_box(example_enter as fn(_, _, _) -> _);
     }
 }
 
 fn main() {
     #[cfg(target_arch = "x86_64")]
     wrappers::keep();
-    println!("three wrappers, no call made");
+    println!("four wrappers, no call made");
 }

@@ -7,7 +7,10 @@
 mod leaves {
     use core::hint::black_box;
     use seamcall::export::{self, GpaList};
-    use seamcall::{FieldId, Hkid, Instruction as I, SeamcallError, Tdr, mem, mng, mr, phymem, sys, vp};
+    use seamcall::{
+        EnterFlags, Features0, FieldId, GuestRegs, Hkid, Instruction as I, SeamcallError, Tdr, Tdvpr,
+    };
+    use seamcall::{mem, mng, mr, phymem, sys, vp};
     use sept_core::{Frame, Hpa, Returned};
 
     /// TDH.SYS.CONFIG is unsafe to call, and so no plain function.
@@ -16,6 +19,24 @@ mod leaves {
         // SAFETY: never called.
         unsafe {
             sys::config(t, tdmrs, count, key, true)
+        }
+    }
+
+    /// TDH.SYS.CONFIG version 1, unsafe likewise.
+    fn config_v1(t: &I, tdmrs: Hpa, count: u8, key: Hkid, enable: Features0) -> Result<(), SeamcallError> {
+        #[expect(unsafe_code, reason = "the leaf takes memory that only its structures name")]
+        // SAFETY: never called.
+        unsafe {
+            sys::config_v1(t, tdmrs, count, key, true, enable)
+        }
+    }
+
+    /// TDH.VP.ENTER, unsafe too.
+    fn enter(t: &I, vcpu: Tdvpr, flags: EnterFlags, guest: GuestRegs) -> GuestRegs {
+        #[expect(unsafe_code, reason = "a guest runs on this CPU")]
+        // SAFETY: never called.
+        unsafe {
+            vp::enter(t, vcpu, flags, guest)
         }
     }
 
@@ -33,8 +54,8 @@ mod leaves {
             mem::page_add::<I>, _, _, _, _;
             mem::page_aug::<I>, _, _, _;
             mem::page_demote::<I>, _, _, _, _;
-            mem::page_promote::<I>, _, _, _;
-            mem::page_promote_v1::<I>, _, _, _;
+            mem::page_promote::<I>, _, _;
+            mem::page_promote_v1::<I>, _, _;
             mem::page_relocate::<I>, _, _, _;
             mem::page_remove::<I>, _, _;
             mem::range_block::<I>, _, _;
@@ -83,6 +104,9 @@ mod leaves {
             vp::rd_next::<I>, _, _;
             vp::wr::<I>, _, _, _, _;
             config, _, _, _;
+            config_v1, _, _, _, _;
+            enter, _, _, _;
+            sys::update_v1::<I>, _;
         }
         black_box(sys::info::<I> as fn(&I, &mut Frame) -> _);
         black_box(sys::rd_all::<I> as fn(&I, &mut Frame, FieldId) -> _);

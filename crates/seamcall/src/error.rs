@@ -1,6 +1,6 @@
 //! The error of every wrapper.
 
-use crate::{Detail, EntryInfo, Leaf, Operand, Regs, Status};
+use crate::{EntryInfo, Leaf, Operand, Regs, Status};
 use core::{error::Error, fmt};
 use sept_core::{Class, Classify, Frame, FrameState, GpaEntry, Level};
 
@@ -17,40 +17,39 @@ pub struct SeamcallError {
     pub status: Status,
     /// The entry the call was about, if it was about one.
     pub at: Option<GpaEntry>,
-    /// The entry the module stopped at, when it says so: not always `at`, a failed walk stops above it.
-    pub entry: Option<EntryInfo>,
+    /// `RCX` and `RDX` as the call left them: read when somebody asks.
+    rcx: u64,
+    rdx: u64,
 }
 
 impl SeamcallError {
-    /// The error of a call that came back with `out`. Kept out of line, and handed no more than it needs: the way of
-    /// success stores no register.
+    /// The error of a call that came back with `out`.
     #[inline]
     pub(crate) const fn from_output(leaf: Leaf, at: Option<GpaEntry>, out: &Regs) -> Self {
-        Self::from_status(leaf, at, Status::from_raw(out.rax), out.rcx, out.rdx)
+        Self { leaf, status: Status::from_raw(out.rax), at, rcx: out.rcx, rdx: out.rdx }
     }
 
-    #[cold]
-    #[inline(never)]
-    const fn from_status(leaf: Leaf, at: Option<GpaEntry>, status: Status, rcx: u64, rdx: u64) -> Self {
-        let entry = if at.is_some() && carries_entry(status) && (rcx | rdx) != 0 {
-            Some(EntryInfo::new(rcx, rdx))
+    /// The entry the module stopped at, when it says so: not always `at`, a failed walk stops above it.
+    #[must_use]
+    pub const fn entry(&self) -> Option<EntryInfo> {
+        if self.at.is_some() && carries_entry(self.status) && (self.rcx | self.rdx) != 0 {
+            Some(EntryInfo::new(self.rcx, self.rdx))
         } else {
             None
-        };
-        Self { leaf, status, at, entry }
+        }
     }
 
     /// The error of a wrapper that made no call.
-    #[cold]
+    #[inline]
     pub(crate) const fn refused(leaf: Leaf, at: Option<GpaEntry>, operand: Operand) -> Self {
-        let status = Status::NOT_ISSUED.with_detail(Detail::Operand(operand));
-        Self { leaf, status, at, entry: None }
+        let status = Status::from_raw(Status::NOT_ISSUED.raw() | operand.id() as u64);
+        Self { leaf, status, at, rcx: 0, rdx: 0 }
     }
 
     /// Whether the walk stopped at an entry above that is blocked.
     #[must_use]
     pub const fn is_hidden(&self) -> bool {
-        match self.entry {
+        match self.entry() {
             Some(entry) => self.status.is(Status::EPT_WALK_FAILED) && entry.state().is_blocked(),
             None => false,
         }
@@ -62,7 +61,10 @@ impl SeamcallError {
     /// host call on it (SEPT.RD will do) succeeds.
     #[must_use]
     pub const fn is_entry_busy(&self) -> bool {
-        self.status.is(Status::OPERAND_BUSY) && self.entry.is_some()
+        // UNBLOCKW does not describe the entry; `RCX` is its only lock.
+        let undescribed =
+            self.leaf.number() == Leaf::EXPORT_UNBLOCKW.number() && self.status.low() == Operand::RCX.id();
+        self.status.is(Status::OPERAND_BUSY) && (self.entry().is_some() || undescribed)
     }
 }
 
@@ -91,7 +93,7 @@ impl fmt::Display for SeamcallError {
             write!(f, " at {at}")?;
         }
         write!(f, ": {}", self.status)?;
-        match self.entry {
+        match self.entry() {
             Some(entry) => write!(f, ", found {entry}"),
             None => Ok(()),
         }

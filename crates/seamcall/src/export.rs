@@ -1,7 +1,7 @@
 //! TDH.EXPORT.*: the leaves of live migration that work on the S-EPT. The rest of migration is not covered.
 
 use crate::operand::{invoke_at, mapping};
-use crate::{GpaListInfo, Leaf, Regs, SeamcallError, Status, Tdr, Transport, transport::Call};
+use crate::{GpaListInfo, Leaf, Operand, Regs, SeamcallError, Status, Tdr, Transport, transport::Call};
 use core::{fmt, marker::PhantomData};
 use sept_core::{Frame, GpaEntry, Level, Returned};
 
@@ -54,9 +54,12 @@ impl fmt::Debug for GpaList<'_> {
 ///
 /// # Errors
 ///
-/// Comes with the list to go on with: after `INTERRUPTED_RESUMABLE`, what is left of it. In check order: the common
-/// errors of [`mem`](crate::mem) up to the tree lock, without those of an entry operand; `OPERAND_INVALID|RCX` (the
-/// list); `INTERRUPTED_RESUMABLE`. A page that cannot be blocked is no error but a status in its entry.
+/// Comes with the list to go on with, which is what is left of it: after `INTERRUPTED_RESUMABLE` from the entry that
+/// is next, after `OPERAND_INVALID|GPA_LIST_ENTRY` from the entry that is malformed. In check order: the common errors
+/// of [`mem`](crate::mem) up to the tree lock, without those of an entry operand; `OPERAND_INVALID|RCX` (the list);
+/// then entry by entry `OPERAND_INVALID|GPA_LIST_ENTRY` or `INTERRUPTED_RESUMABLE`. A page that cannot be blocked is
+/// no error but a status in its entry; a busy one has the host-priority flag now, as after any refused call
+/// ([`SeamcallError::is_entry_busy`]).
 ///
 /// Source: TDX module ABI, TDH.EXPORT.BLOCKW; `tdh_export_blockw.c` of module 1.5.01.
 pub fn blockw<'a, T: Transport + ?Sized>(
@@ -71,11 +74,10 @@ pub fn blockw<'a, T: Transport + ?Sized>(
     if status.is_success() {
         return Ok(status.low());
     }
-    let held = if status.is(Status::INTERRUPTED_RESUMABLE) {
-        GpaList { info: list.info.resumed(out.rcx), frame: PhantomData }
-    } else {
-        list
-    };
+    let on_the_way = status.is(Status::INTERRUPTED_RESUMABLE)
+        || status.is(Status::OPERAND_INVALID) && status.low() == Operand::GPA_LIST_ENTRY.id();
+    let held =
+        if on_the_way { GpaList { info: list.info.resumed(out.rcx), frame: PhantomData } } else { list };
     Err(Returned { error: SeamcallError::from_output(leaf, None, &out), held })
 }
 
@@ -86,7 +88,7 @@ pub fn blockw<'a, T: Transport + ?Sized>(
 ///
 /// # Errors
 ///
-/// The common errors of [`mem`](crate::mem); a busy entry is not described.
+/// The common errors of [`mem`](crate::mem); a busy entry is not described, [`SeamcallError::is_entry_busy`] knows.
 ///
 /// Source: TDX module ABI, TDH.EXPORT.UNBLOCKW.
 #[inline]

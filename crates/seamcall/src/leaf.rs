@@ -11,7 +11,10 @@ use core::fmt;
 /// assert_eq!(Leaf::MEM_TRACK.to_string(), "TDH.MEM.TRACK");
 /// ```
 ///
-/// Source: TDX module ABI, "SEAMCALL (TDH) leaf functions"; `src/vmm_dispatcher/tdx_vmm_dispatcher.c`.
+/// Names are for all leaves of modules 1.5 and 2.0; functions for those that this crate covers.
+///
+/// Source: TDX module ABI, "SEAMCALL (TDH) leaf functions"; `include/tdx_api_defs.h`,
+/// `src/vmm_dispatcher/tdx_vmm_dispatcher.c` of modules 1.5.01, 1.5.34 and 2.0.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Leaf {
     number: u16,
@@ -112,7 +115,42 @@ leaves! {
     IMPORT_STATE_IMMUTABLE = 85, "TDH.IMPORT.STATE.IMMUTABLE";
     IMPORT_STATE_TD = 86, "TDH.IMPORT.STATE.TD";
     IMPORT_STATE_VP = 87, "TDH.IMPORT.STATE.VP";
+    MEM_SCAN_RANGE = 92, "TDH.MEM.SCAN.RANGE";
+    MEM_SCAN_COMP = 93, "TDH.MEM.SCAN.COMP";
+    MEM_SCAN_CONFIG = 94, "TDH.MEM.SCAN.CONFIG";
+    MEM_SCAN_RESET = 95, "TDH.MEM.SCAN.RESET";
     MIG_STREAM_CREATE = 96, "TDH.MIG.STREAM.CREATE";
+    SERVTD_REBIND = 97, "TDH.SERVTD.REBIND";
+    IOMMU_SETREG = 128, "TDH.IOMMU.SETREG";
+    IOMMU_GETREG = 129, "TDH.IOMMU.GETREG";
+    SPDM_CREATE = 130, "TDH.SPDM.CREATE";
+    SPDM_DELETE = 131, "TDH.SPDM.DELETE";
+    IDE_STREAM_CREATE = 132, "TDH.IDE.STREAM.CREATE";
+    IDE_STREAM_BLOCK = 133, "TDH.IDE.STREAM.BLOCK";
+    IDE_STREAM_DELETE = 134, "TDH.IDE.STREAM.DELETE";
+    IDE_STREAM_IDEKMREQ = 135, "TDH.IDE.STREAM.IDEKMREQ";
+    IDE_STREAM_IDEKMRSP = 136, "TDH.IDE.STREAM.IDEKMRSP";
+    DEVIF_CREATE = 137, "TDH.DEVIF.CREATE";
+    DEVIF_REMOVE = 138, "TDH.DEVIF.REMOVE";
+    DEVIF_REQUEST = 139, "TDH.DEVIF.REQUEST";
+    DEVIF_RESPONSE = 140, "TDH.DEVIF.RESPONSE";
+    DMAR_ADD = 150, "TDH.DMAR.ADD";
+    DMAR_BLOCK = 151, "TDH.DMAR.BLOCK";
+    DMAR_READ = 152, "TDH.DMAR.READ";
+    DMAR_REMOVE = 153, "TDH.DMAR.REMOVE";
+    MMIO_MT_ADD = 154, "TDH.MMIO.MT.ADD";
+    MMIO_MT_SET = 155, "TDH.MMIO.MT.SET";
+    MMIO_MT_RD = 156, "TDH.MMIO.MT.RD";
+    MMIO_MT_REMOVE = 157, "TDH.MMIO.MT.REMOVE";
+    MMIO_MAP = 158, "TDH.MMIO.MAP";
+    MMIO_BLOCK = 159, "TDH.MMIO.BLOCK";
+    MMIO_UNMAP = 160, "TDH.MMIO.UNMAP";
+    IQ_INV_REQUEST = 161, "TDH.IQ.INV.REQUEST";
+    IQ_INV_PROCESS = 162, "TDH.IQ.INV.PROCESS";
+    MEM_SHARED_SEPT_WR = 163, "TDH.MEM.SHARED.SEPT.WR";
+    DEVIF_MT_ADD = 164, "TDH.DEVIF.MT.ADD";
+    DEVIF_MT_REMOVE = 165, "TDH.DEVIF.MT.REMOVE";
+    DEVIF_MT_RD = 166, "TDH.DEVIF.MT.RD";
 }
 
 impl Leaf {

@@ -14,10 +14,11 @@
 //! | [`export`] | TDH.EXPORT.BLOCKW, UNBLOCKW: write-blocking for migration |
 //! | [`ranges`] | loops over leaves: write-back, reclaim, build, resumption |
 //! | [`dpamt`] | which regions have a Dynamic PAMT page pair |
-//! | [`exit`] | what a guest asks for |
+//! | [`exit`] | what a guest asks for: the exits of [`vp::enter`] |
 //! | [`adapter`] | transports around a transport: entropy retry, missing features, recording, faults |
 //!
 //! Every function takes a [`Transport`]: the instruction, a model of the module, or an adapter around either.
+//! [`vp::enter`] takes a [`VpEnter`], a transport that can exchange all registers with a guest.
 //!
 //! # A TD behind a page table
 //!
@@ -113,7 +114,6 @@
         clippy::arithmetic_side_effects,
         clippy::indexing_slicing,
         clippy::panic,
-        clippy::result_large_err,
         clippy::unwrap_used,
         reason = "a test may fail by panicking"
     )
@@ -124,6 +124,7 @@ extern crate std;
 
 pub mod adapter;
 pub mod dpamt;
+mod enter;
 mod entry;
 mod error;
 pub mod exit;
@@ -152,9 +153,10 @@ mod testing;
 mod transport;
 pub mod vp;
 
+pub use enter::{EnterCall, EnterFlags, GuestRegs, VpEnter};
 pub use entry::{EntryInfo, SeptState};
 pub use error::SeamcallError;
-pub use exit::{EptViolation, MapGpa};
+pub use exit::{EptViolation, ExitReason, MapGpa};
 pub use features::Features0;
 #[cfg(target_arch = "x86_64")]
 pub use instruction::Instruction;
@@ -164,7 +166,7 @@ pub use layout::{
     TdmrInfo, pamt_sizes,
 };
 pub use leaf::Leaf;
-pub use metadata::{FieldContext, FieldId};
+pub use metadata::{FieldContext, FieldId, FieldValue, LifecycleState, OpState, PlatformField, TdField};
 pub use operand::{Hkid, KeyIdBits, NULL_PA, Removed, Tdr, Tdvpr};
 pub use status::{Detail, Operand, Status};
 pub use td::{Notice, Observe, RetryBudget, Stopped, TablePages, Td, TdDescription, TdError};

@@ -19,7 +19,7 @@
 //!     // A host that cares gives `held` back to its allocator.
 //!     let refused = |back: Returned<SeamcallError, Frame>| back.error;
 //!     let control = |back: Returned<SeamcallError, mem::MaybeTainted>| back.error;
-//!     let td = mng::create(t, page(), hkid).map_err(refused)?;
+//!     let td = mng::create(t, page(), hkid).map_err(control)?;
 //!     mng::key_config(t, td)?;
 //!     for _ in 0..6 {
 //!         mng::addcx(t, td, page()).map_err(control)?;
@@ -34,11 +34,11 @@
 //! }
 //! ```
 //!
-//! All but [`rd`], [`rd_next`] and [`wr`] lock the TDR exclusively, so a running vCPU (which holds it shared) makes them
-//! busy.
+//! All but [`rd`], [`rd_next`], [`read`] and [`wr`] lock the TDR exclusively, so a running vCPU (which holds it
+//! shared) makes them busy.
 
 use crate::operand::{give_page, invoke};
-use crate::{FieldId, Hkid, Leaf, Operand, Regs, SeamcallError, Status, Tdr, Transport};
+use crate::{FieldId, FieldValue, Hkid, Leaf, Operand, Regs, SeamcallError, Status, TdField, Tdr, Transport};
 use crate::{error::require_level, mem::MaybeTainted};
 use sept_core::{Frame, Hpa, Level, Returned};
 
@@ -48,22 +48,26 @@ use sept_core::{Frame, Hpa, Level, Returned};
 ///
 /// # Errors
 ///
-/// The page comes back. In check order: `OPERAND_INVALID|RDX` (not a private HKID); for the page
-/// `OPERAND_INVALID|RCX`, `OPERAND_ADDR_RANGE_ERROR|RCX`, `OPERAND_BUSY|RCX`, `PAGE_METADATA_INCORRECT|RCX`,
-/// `MISSING_PAMT_PAGE_PAIR|RCX`; `OPERAND_BUSY|KOT`; `HKID_NOT_FREE`; `RND_NO_ENTROPY`.
+/// The page comes back, after `RND_NO_ENTROPY` as tainted: the module has zeroed it under its global key by then. In
+/// check order: `OPERAND_INVALID|RDX` (not a private HKID); for the page `OPERAND_INVALID|RCX`,
+/// `OPERAND_ADDR_RANGE_ERROR|RCX`, `OPERAND_BUSY|RCX`, `PAGE_METADATA_INCORRECT|RCX`, `MISSING_PAMT_PAGE_PAIR|RCX`;
+/// `OPERAND_BUSY|KOT`; `HKID_NOT_FREE`; `RND_NO_ENTROPY`.
 ///
-/// Source: TDX module ABI, TDH.MNG.CREATE.
+/// Source: TDX module ABI, TDH.MNG.CREATE; `tdh_mng_create.c` of module 1.5.01.
 #[inline]
 pub fn create<T: Transport + ?Sized>(
     t: &T,
     page: Frame,
     hkid: Hkid,
-) -> Result<Tdr, Returned<SeamcallError, Frame>> {
+) -> Result<Tdr, Returned<SeamcallError, MaybeTainted>> {
     let leaf = Leaf::MNG_CREATE;
     let regs = Regs { rcx: page.hpa().raw(), rdx: hkid.raw().into(), ..Regs::new() };
     match require_level(&page, Level::L4K, leaf, Operand::RCX).and_then(|()| invoke(t, leaf, regs)) {
         Ok(_) => Ok(Tdr::of_page(page.hpa())),
-        Err(error) => Err(Returned { error, held: page }),
+        Err(error) => {
+            let written = error.status.is(Status::RND_NO_ENTROPY);
+            Err(Returned { error, held: MaybeTainted::new(page, written) })
+        }
     }
 }
 
@@ -100,8 +104,8 @@ pub fn key_config<T: Transport + ?Sized>(t: &T, td: Tdr) -> Result<KeyConfig, Se
 
 /// TDH.MNG.ADDCX (1): adds one page to the TD's control structure (TDCS). Six, and one more for each L2 VM.
 ///
-/// Operands: `RCX` page, `RDX` TDR. Lifecycle KEYS_CONFIGURED, op state UNINITIALIZED. The fourth page is the root of the
-/// S-EPT.
+/// Operands: `RCX` page, `RDX` TDR. Lifecycle KEYS_CONFIGURED, op state UNINITIALIZED. The fourth page is the root of
+/// the S-EPT.
 ///
 /// # Errors
 ///
@@ -131,12 +135,13 @@ pub fn addcx<T: Transport + ?Sized>(
 /// # Errors
 ///
 /// In check order: `LIMIT_CPUID_MAXVAL_SET`; TDR page errors on `RCX`; `TD_FATAL`; `TD_KEYS_NOT_CONFIGURED`;
-/// `TDCS_NOT_ALLOCATED`; `OP_STATE_INCORRECT`; `OPERAND_INVALID|RDX`; then `OPERAND_INVALID` with the field as operand:
-/// `ATTRIBUTES`, `XFAM`, `MAX_VCPUS`, `NUM_L2_VMS` (and `TDCS_NOT_ALLOCATED` for too few pages), `RDX` (reserved fields),
-/// `CONFIG_FLAGS`, `EPTP_CONTROLS`, `TSC_FREQUENCY` (and `INCONSISTENT_MSR`), `CPUID_CONFIG`,
+/// `TDCS_NOT_ALLOCATED`; `OP_STATE_INCORRECT`; `OPERAND_INVALID|RDX`; then `OPERAND_INVALID` with the field as
+/// operand: `ATTRIBUTES`, `XFAM`, `MAX_VCPUS`, `NUM_L2_VMS` (and `TDCS_NOT_ALLOCATED` for too few pages), `RDX`
+/// (reserved fields), `CONFIG_FLAGS`, `EPTP_CONTROLS`, `TSC_FREQUENCY` (and `INCONSISTENT_MSR`), `CPUID_CONFIG`,
 /// `IA32_ARCH_CAPABILITIES_CONFIG`.
 ///
-/// Source: TDX module ABI, TDH.MNG.INIT; `tdh_mng_init.c` of module 1.5.01. Module 2.0 also reads `R8`, which is 0 here.
+/// Source: TDX module ABI, TDH.MNG.INIT; `tdh_mng_init.c` of module 1.5.01. Module 2.0 also reads `R8`, which is 0
+/// here.
 #[inline]
 pub fn init<T: Transport + ?Sized>(t: &T, td: Tdr, params: Hpa) -> Result<(), SeamcallError> {
     invoke(t, Leaf::MNG_INIT, Regs { rdx: params.raw(), ..on_tdr(td) }).map(drop)
@@ -148,8 +153,8 @@ pub fn init<T: Transport + ?Sized>(t: &T, td: Tdr, params: Hpa) -> Result<(), Se
 ///
 /// # Errors
 ///
-/// In check order: TDR page errors on `RCX`; `OPERAND_BUSY|KOT`; `LIFECYCLE_STATE_INCORRECT`; `FLUSHVP_NOT_DONE` while a
-/// vCPU is still associated with a CPU: [`vp::flush`](crate::vp::flush) it there.
+/// In check order: TDR page errors on `RCX`; `OPERAND_BUSY|KOT`; `LIFECYCLE_STATE_INCORRECT`; `FLUSHVP_NOT_DONE` while
+/// a vCPU is still associated with a CPU: [`vp::flush`](crate::vp::flush) it there.
 ///
 /// Source: TDX module ABI, TDH.MNG.VPFLUSHDONE; `tdh_mng_vpflushdone.c` of module 1.5.01.
 #[inline]
@@ -189,8 +194,8 @@ pub fn rd<T: Transport + ?Sized>(t: &T, td: Tdr, field: FieldId) -> Result<u64, 
 
 /// TDH.MNG.RD (11), version 1: reads a metadata field, and says which comes next (`None` after the last).
 ///
-/// Operands: `RCX` TDR, `RDX` field id. Outputs: `R8`, `RDX`. State as [`rd`]. [`FieldId::NONE`] asks for the first field
-/// (`METADATA_FIRST_FIELD_ID_IN_CONTEXT`, informational): the value is 0.
+/// Operands: `RCX` TDR, `RDX` field id. Outputs: `R8`, `RDX`. State as [`rd`]. [`FieldId::NONE`] asks for the first
+/// field (`METADATA_FIRST_FIELD_ID_IN_CONTEXT`, informational): the value is 0.
 ///
 /// # Errors
 ///
@@ -205,6 +210,33 @@ pub fn rd_next<T: Transport + ?Sized>(
 ) -> Result<(u64, Option<FieldId>), SeamcallError> {
     let out = invoke(t, Leaf::MNG_RD.version(1), Regs { rdx: field.raw(), ..on_tdr(td) })?;
     Ok((out.r8, FieldId::next(out.rdx)))
+}
+
+/// TDH.MNG.RD (11) of a field that this crate knows, as the type of its value.
+///
+/// Operands: `RCX` TDR, `RDX` field id. Output: `R8`. State as [`rd`].
+///
+/// # Errors
+///
+/// As [`rd`].
+///
+/// ```
+/// use seamcall::{SeamcallError, TdField, Tdr, Transport, mng};
+///
+/// /// Whether what is taken from the TD has to be blocked and tracked first.
+/// fn runs<T: Transport>(t: &T, td: Tdr) -> Result<bool, SeamcallError> {
+///     Ok(mng::read(t, td, TdField::OP_STATE)?.is_tracked())
+/// }
+/// ```
+///
+/// Source: TDX module ABI, TDH.MNG.RD.
+#[inline]
+pub fn read<T: Transport + ?Sized, V: FieldValue>(
+    t: &T,
+    td: Tdr,
+    field: TdField<V>,
+) -> Result<V, SeamcallError> {
+    rd(t, td, field.id()).map(V::from_register)
 }
 
 /// TDH.MNG.WR (13): writes the bits of a metadata field that `mask` selects; returns what was there.

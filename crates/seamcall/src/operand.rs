@@ -11,6 +11,9 @@ pub const NULL_PA: u64 = u64::MAX;
 /// Set in the address of a removed page when the Dynamic PAMT page pair of its 2 MiB region has become idle.
 pub(crate) const PAIR_IDLE: u64 = 1 << 62;
 
+/// Set in the register of an L1 or L2 table page that a call did not need.
+pub(crate) const UNUSED: u64 = 1 << 63;
+
 macro_rules! handle {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*

@@ -208,8 +208,8 @@ pub(crate) fn pamt_add_at<T: Transport + ?Sized>(
 
 /// TDH.PHYMEM.PAMT.REMOVE (59): takes the page pair of the 2 MiB region at `region` back.
 ///
-/// Operand: `RCX` region and level 1, none of whose pages is in use at 4 KiB. Outputs: `RDX` and `R8` the pages. They have cache lines under the global key:
-/// [`page_wbinvd`] and overwrite them.
+/// Operand: `RCX` region and level 1, none of whose pages is in use at 4 KiB. Outputs: `RDX` and `R8` the pages. They
+/// have cache lines under the global key: [`page_wbinvd`] and overwrite them.
 ///
 /// # Errors
 ///

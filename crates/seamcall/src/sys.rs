@@ -6,7 +6,10 @@
 
 use crate::mng::KeyConfig;
 use crate::operand::invoke;
-use crate::{FieldId, Hkid, Leaf, Operand, Regs, SeamcallError, Status, Transport, error::require_level};
+use crate::{
+    Features0, FieldId, FieldValue, Hkid, Leaf, Operand, PlatformField, Regs, SeamcallError, Status,
+    Transport, error::require_level,
+};
 use sept_core::{Frame, Hpa, Level};
 
 /// TDH.SYS.INIT (33): begins the initialisation of the module. Once.
@@ -70,6 +73,37 @@ pub unsafe fn config<T: Transport + ?Sized>(
 ) -> Result<(), SeamcallError> {
     let r8 = u64::from(global_hkid.raw()) | u64::from(dynamic_pamt) << 16;
     invoke(t, Leaf::SYS_CONFIG, Regs { rcx: tdmrs.raw(), rdx: count.into(), r8, ..Regs::new() }).map(drop)
+}
+
+/// TDH.SYS.CONFIG (45), version 1: as [`config`], and turns on what has to be asked for.
+///
+/// Operands: as [`config`], and `R9` bits of [`Features0`]: those of [`Features0::NON_BLOCKING_EXPORT`],
+/// [`Features0::UPDATE_COMPATIBILITY`] and [`Features0::TDID_VMID`] that the module has and the host wants. Module
+/// state as [`config`].
+///
+/// # Errors
+///
+/// As [`config`], and `OPERAND_INVALID|R9` for a bit that the module does not have. A module without version 1 answers
+/// `OPERAND_INVALID|RAX`.
+///
+/// # Safety
+///
+/// As [`config`].
+///
+/// Source: TDX module ABI, TDH.SYS.CONFIG; `tdx_vmm_dispatcher.c` of module 1.5.34.
+#[inline]
+#[expect(unsafe_code, reason = "gives away memory that only the structures name")]
+pub unsafe fn config_v1<T: Transport + ?Sized>(
+    t: &T,
+    tdmrs: Hpa,
+    count: u8,
+    global_hkid: Hkid,
+    dynamic_pamt: bool,
+    enable: Features0,
+) -> Result<(), SeamcallError> {
+    let r8 = u64::from(global_hkid.raw()) | u64::from(dynamic_pamt) << 16;
+    let regs = Regs { rcx: tdmrs.raw(), rdx: count.into(), r8, r9: enable.bits(), ..Regs::new() };
+    invoke(t, Leaf::SYS_CONFIG.version(1), regs).map(drop)
 }
 
 /// TDH.SYS.KEY.CONFIG (31): sets the module's key on the package of the calling CPU. Once on each; the last makes the
@@ -156,8 +190,8 @@ pub fn info<T: Transport + ?Sized>(t: &T, buffer: &mut Frame) -> Result<InfoSize
 
 /// TDH.SYS.RDALL (37): writes all metadata fields from `first` on into `buffer`, a 4 KiB page of shared memory.
 ///
-/// Operands: `RDX` buffer, `R8` first field id ([`FieldId::NONE`] for all). Output: `R8` the field to go on with, `None`
-/// after the last. Any module state, on a CPU that is initialised.
+/// Operands: `RDX` buffer, `R8` first field id ([`FieldId::NONE`] for all). Output: `R8` the field to go on with,
+/// `None` after the last. Any module state, on a CPU that is initialised.
 ///
 /// # Errors
 ///
@@ -219,6 +253,22 @@ pub fn update<T: Transport + ?Sized>(t: &T) -> Result<(), SeamcallError> {
     invoke(t, Leaf::SYS_UPDATE, Regs::new()).map(drop)
 }
 
+/// TDH.SYS.UPDATE (53), version 1: as [`update`], and turns on what has to be asked for, as [`config_v1`].
+///
+/// Operand: `R9` bits of [`Features0`]. Module state as [`update`].
+///
+/// # Errors
+///
+/// In check order: `OPERAND_INVALID|R9` (a bit that the module does not have), those of [`update`],
+/// `OPERAND_INVALID|R9` (the module before this one exported in another way). A module without version 1 answers
+/// `OPERAND_INVALID|RAX`.
+///
+/// Source: TDX module ABI, TDH.SYS.UPDATE; `tdh_sys_update.c` of module 1.5.34.
+#[inline]
+pub fn update_v1<T: Transport + ?Sized>(t: &T, enable: Features0) -> Result<(), SeamcallError> {
+    invoke(t, Leaf::SYS_UPDATE.version(1), Regs { r9: enable.bits(), ..Regs::new() }).map(drop)
+}
+
 /// TDH.SYS.RD (34): reads a metadata field of the platform, and says which comes next (`None` after the last).
 ///
 /// Operand: `RDX` field id. Outputs: `R8` value, `RDX` next field id. Any module state, on a CPU that is initialised.
@@ -234,4 +284,35 @@ pub fn update<T: Transport + ?Sized>(t: &T) -> Result<(), SeamcallError> {
 pub fn rd<T: Transport + ?Sized>(t: &T, field: FieldId) -> Result<(u64, Option<FieldId>), SeamcallError> {
     let out = invoke(t, Leaf::SYS_RD, Regs { rdx: field.raw(), ..Regs::new() })?;
     Ok((out.r8, FieldId::next(out.rdx)))
+}
+
+/// TDH.SYS.RD (34) of a field that this crate knows, as the type of its value.
+///
+/// Operand: `RDX` field id. Output: `R8`. State as [`rd`].
+///
+/// # Errors
+///
+/// As [`rd`].
+///
+/// ```
+/// use seamcall::{CmrInfo, PlatformField, SeamcallError, Transport, sys};
+///
+/// /// The first convertible memory range.
+/// fn first_cmr<T: Transport>(t: &T) -> Result<Option<CmrInfo>, SeamcallError> {
+///     if sys::read(t, PlatformField::NUM_CMRS)? == 0 {
+///         return Ok(None);
+///     }
+///     let base = sys::read(t, PlatformField::CMR_BASE)?;
+///     let size = sys::read(t, PlatformField::CMR_SIZE)?;
+///     Ok(Some(CmrInfo { base, size }))
+/// }
+/// ```
+///
+/// Source: TDX module ABI, TDH.SYS.RD.
+#[inline]
+pub fn read<T: Transport + ?Sized, V: FieldValue>(
+    t: &T,
+    field: PlatformField<V>,
+) -> Result<V, SeamcallError> {
+    rd(t, field.id()).map(|(value, _)| V::from_register(value))
 }

@@ -1,6 +1,6 @@
 //! Test doubles: a transport that plays a script, minted frames, a store, a lock and a shootdown that keep count.
 
-use crate::{Call, Regs, Transport};
+use crate::{Call, EnterCall, GuestRegs, Regs, Transport, VpEnter};
 use core::cell::{Cell, RefCell};
 use sept_core::{Frame, FrameKind, FrameStore, Gpa, GpaEntry, Hpa, Level, Shootdown, TreeLock};
 use std::{boxed::Box, collections::VecDeque, vec::Vec};
@@ -12,6 +12,8 @@ type Reply = Box<dyn Fn(Regs) -> Regs>;
 pub(crate) struct Script {
     replies: RefCell<VecDeque<Reply>>,
     calls: RefCell<Vec<Regs>>,
+    exits: RefCell<VecDeque<GuestRegs>>,
+    entries: RefCell<Vec<GuestRegs>>,
 }
 
 impl Script {
@@ -33,6 +35,17 @@ impl Script {
         self.then(move |regs| Regs { rax, rcx, rdx, ..regs })
     }
 
+    /// The next entry ends with these registers.
+    pub(crate) fn exit(self, out: GuestRegs) -> Self {
+        self.exits.borrow_mut().push_back(out);
+        self
+    }
+
+    /// What TDH.VP.ENTER was called with.
+    pub(crate) fn entries(&self) -> Vec<GuestRegs> {
+        self.entries.borrow().clone()
+    }
+
     pub(crate) fn calls(&self) -> Vec<Regs> {
         self.calls.borrow().clone()
     }
@@ -52,13 +65,20 @@ impl Script {
 }
 
 impl Transport for Script {
-    fn call(&self, call: Call) -> Regs {
+    fn call(&self, call: Call<'_>) -> Regs {
         self.calls.borrow_mut().push(call.regs());
         let reply = self.replies.borrow_mut().pop_front();
         match reply {
             Some(reply) => reply(call.regs()),
             None => Regs { rax: 0, ..call.regs() },
         }
+    }
+}
+
+impl VpEnter for Script {
+    fn enter(&self, call: EnterCall<'_>) -> GuestRegs {
+        self.entries.borrow_mut().push(call.regs());
+        self.exits.borrow_mut().pop_front().unwrap()
     }
 }
 

@@ -1,10 +1,40 @@
 //! TDH.VP.*: life of a vCPU.
 //!
-//! VP.ENTER is not wrapped: it exchanges all general registers with the guest and belongs into the host's own entry
-//! code. [`enter_operand`] builds its `RCX`, [`exit`](crate::exit) reads what it comes back with.
+//! ```
+//! use seamcall::exit::{Exit, MapGpaReply};
+//! use seamcall::{EnterFlags, GuestRegs, MapGpa, Tdvpr, VpEnter, vp};
+//! use sept_core::TdxConfig;
+//!
+//! /// Runs a vCPU until something other than a request to convert memory comes up.
+//! ///
+//! /// # Safety
+//! ///
+//! /// See [`vp::enter`].
+//! unsafe fn run<T: VpEnter>(
+//!     t: &T,
+//!     vcpu: Tdvpr,
+//!     config: TdxConfig,
+//!     mut convert: impl FnMut(MapGpa) -> MapGpaReply,
+//! ) -> (Exit, GuestRegs) {
+//!     let mut guest = GuestRegs::new();
+//!     loop {
+//!         // SAFETY: the caller vouches for the guest, the extended state and the MSRs.
+//!         let out = unsafe { vp::enter(t, vcpu, EnterFlags::empty(), guest) };
+//!         guest = match Exit::decode(&out.regs(), config) {
+//!             // What the guest did not choose is 0 in `out`, and is not read.
+//!             Exit::MapGpa(request) => out.with_reply(convert(request)),
+//!             Exit::BadMapGpa(_) => out.with_reply(MapGpaReply::Invalid),
+//!             exit => return (exit, out),
+//!         };
+//!     }
+//! }
+//! ```
 
 use crate::operand::{give_page, invoke};
-use crate::{FieldId, Leaf, Operand, Regs, SeamcallError, Tdr, Tdvpr, Transport, error::require_level};
+use crate::{
+    EnterCall, EnterFlags, FieldId, GuestRegs, Leaf, Operand, Regs, SeamcallError, Tdr, Tdvpr, Transport,
+    VpEnter, error::require_level,
+};
 use sept_core::{Frame, Level, Returned};
 
 /// TDH.VP.CREATE (10): makes `page` the root of a new vCPU.
@@ -57,7 +87,7 @@ pub fn addcx<T: Transport + ?Sized>(
 /// # Errors
 ///
 /// In check order: TDVPR page errors on `RCX`; `OPERAND_BUSY|TDR`; TD state errors; `TDCX_NUM_INCORRECT`;
-/// `VCPU_STATE_INCORRECT`; `MAX_VCPUS_EXCEEDED`; `INCONSISTENT_MSR`.
+/// `VCPU_STATE_INCORRECT`; `MAX_VCPUS_EXCEEDED`; `INCONSISTENT_MSR` (on newer modules first of all).
 ///
 /// Source: TDX module ABI, TDH.VP.INIT; `tdh_vp_init.c` of module 1.5.01.
 #[inline]
@@ -67,13 +97,15 @@ pub fn init<T: Transport + ?Sized>(t: &T, vcpu: Tdvpr, rcx: u64) -> Result<(), S
 
 /// TDH.VP.INIT (22), version 1: as [`init`], and sets the vCPU's x2APIC id.
 ///
-/// Operands: `RCX` TDVPR, `RDX` initial value, `R8` x2APIC id. Op state INITIALIZED.
+/// Operands: `RCX` TDVPR, `RDX` initial value, `R8` x2APIC id. Op state INITIALIZED. Unlike [`init`], it locks the TDR
+/// exclusively. A vCPU initialised by version 0 takes topology enumeration from the whole TD.
 ///
 /// # Errors
 ///
-/// As [`init`]; a module without version 1 answers `OPERAND_INVALID|RAX`, a repeated id is `X2APIC_ID_NOT_UNIQUE`.
+/// As [`init`], and after them `X2APIC_ID_NOT_UNIQUE` with the id. A module without version 1 answers
+/// `OPERAND_INVALID|RAX` first.
 ///
-/// Source: TDX module ABI, TDH.VP.INIT; module 2.0.
+/// Source: TDX module ABI, TDH.VP.INIT; `tdh_vp_init.c` of module 2.0.08.
 #[inline]
 pub fn init_x2apic<T: Transport + ?Sized>(
     t: &T,
@@ -102,13 +134,13 @@ pub fn flush<T: Transport + ?Sized>(t: &T, vcpu: Tdvpr) -> Result<(), SeamcallEr
 
 /// TDH.VP.RD (26), version 0: reads a metadata field of the vCPU.
 ///
-/// Operands: `RCX` TDVPR (locked shared), `RDX` field id. Output: `R8`. State: all control pages there; the vCPU becomes
-/// associated with the calling CPU.
+/// Operands: `RCX` TDVPR (locked shared), `RDX` field id. Output: `R8`. State: all control pages there; the vCPU
+/// becomes associated with the calling CPU.
 ///
 /// # Errors
 ///
-/// In check order: TDVPR page errors on `RCX`; `OPERAND_BUSY|TDR`; TD state errors; `TDCX_NUM_INCORRECT`; what keeps the
-/// vCPU off this CPU (`VCPU_STATE_INCORRECT`, `VCPU_ASSOCIATED` with another one); `METADATA_FIELD_ID_INCORRECT`;
+/// In check order: TDVPR page errors on `RCX`; `OPERAND_BUSY|TDR`; TD state errors; `TDCX_NUM_INCORRECT`; what keeps
+/// the vCPU off this CPU (`VCPU_STATE_INCORRECT`, `VCPU_ASSOCIATED` with another one); `METADATA_FIELD_ID_INCORRECT`;
 /// `METADATA_FIELD_NOT_READABLE`.
 ///
 /// Source: TDX module ABI, TDH.VP.RD; `tdh_vp_rd_wr.c` of module 1.5.01.
@@ -159,15 +191,54 @@ pub fn wr<T: Transport + ?Sized>(
     invoke(t, Leaf::VP_WR, regs).map(|out| out.r8)
 }
 
-/// `RCX` of TDH.VP.ENTER (0).
+/// TDH.VP.ENTER (0): runs the guest on the calling CPU until it exits.
 ///
-/// `recovered` (bit 52) says that the host dealt with the cause of the last exit; `resume_l1` (bit 53) enters L1
-/// where L2 had been running.
+/// Operands: `RCX` TDVPR and `flags`, the other registers of `guest` as the [protocol](crate::GuestRegs) says; its
+/// `rax` and `rcx` are not used. Outputs: all of them. Op states RUNNABLE, LIVE_EXPORT, LIVE_IMPORT; vCPU initialised,
+/// and on this CPU or none. The TDR and the TDVPR are locked shared while the guest is inside.
+///
+/// What comes back is no `Result`: most entries end in a TD exit, which is a success with a reason. Hand it to
+/// [`Exit::decode`](crate::exit::Exit::decode).
+///
+/// # Errors
+///
+/// As [`Exit::Status`](crate::exit::Exit::Status), with nothing but `RAX` changed. In check order:
+/// `LIMIT_CPUID_MAXVAL_SET`; `OPERAND_INVALID|RCX`; TDVPR page errors on `RCX`; `OPERAND_BUSY|TDR`; TD state errors;
+/// `TDCX_NUM_INCORRECT`; `VCPU_STATE_INCORRECT`; `VCPU_ASSOCIATED` with another CPU; `OPERAND_INVALID|RCX` (a flag
+/// that does not fit the last exit); `INCONSISTENT_MSR`, `TSC_ROLLBACK`, `INCORRECT_MSR_VALUE`;
+/// `OPERAND_BUSY|TD_EPOCH` (a TRACK is under way: enter again); `OPERAND_BUSY|SEPT_TREE` (the module looks into
+/// repeated faults: enter again).
+///
+/// # Safety
+///
+/// * While the guest runs it reads and writes what is mapped for it as shared memory, like a device that does DMA.
+/// * Afterwards the extended state that the TD's XFAM covers is as after a reset (but the `XMM` registers that the
+///   guest chose in TDG.VP.VMCALL), and so are the debug registers and the MSRs that the ABI lists as not preserved.
+///   The caller needs none of them, or has saved them and restores them before anything relies on them.
+/// * Before a TDG.VP.VMCALL is answered, what is in `guest` and in the `XMM` registers may be shown to the guest.
+///
+/// Source: TDX module ABI, TDH.VP.ENTER; `tdh_vp_enter.c` of module 1.5.01.
+#[inline]
+#[must_use = "the guest has exited, and its registers say why"]
+#[expect(
+    unsafe_code,
+    reason = "a guest runs on this CPU, and its extended state and MSRs are gone afterwards"
+)]
+pub unsafe fn enter<T: VpEnter + ?Sized>(
+    t: &T,
+    vcpu: Tdvpr,
+    flags: EnterFlags,
+    guest: GuestRegs,
+) -> GuestRegs {
+    t.enter(EnterCall::new(GuestRegs { rax: Leaf::VP_ENTER.rax(), rcx: enter_operand(vcpu, flags), ..guest }))
+}
+
+/// `RCX` of TDH.VP.ENTER, for a host that enters by its own code.
 ///
 /// Source: TDX module ABI, TDH.VP.ENTER.
 #[must_use]
-pub const fn enter_operand(vcpu: Tdvpr, recovered: bool, resume_l1: bool) -> u64 {
-    vcpu.hpa().raw() | (recovered as u64) << 52 | (resume_l1 as u64) << 53
+pub const fn enter_operand(vcpu: Tdvpr, flags: EnterFlags) -> u64 {
+    vcpu.hpa().raw() | flags.bits()
 }
 
 /// `RCX` = TDVPR.

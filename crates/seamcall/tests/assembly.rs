@@ -87,32 +87,7 @@ fn is_instruction(line: &&String) -> bool {
     !line.ends_with(':')
 }
 
-/// Whether `to` can be had from `from` along the flow of control, without a call.
-fn reaches_without_call(body: &[String], from: usize, to: &str) -> bool {
-    let labels: BTreeMap<&str, usize> =
-        body.iter().enumerate().filter_map(|(at, line)| Some((line.strip_suffix(':')?, at))).collect();
-    let mut seen = vec![false; body.len()];
-    let mut open = vec![from];
-    while let Some(at) = open.pop() {
-        if at >= body.len() || seen[at] {
-            continue;
-        }
-        seen[at] = true;
-        let mut words = body[at].split_whitespace();
-        let (verb, target) = (words.next().unwrap(), words.next());
-        if verb == to {
-            return true;
-        }
-        let jump = verb.starts_with('j').then(|| labels.get(target.unwrap()).copied()).flatten();
-        open.extend(jump);
-        if !matches!(verb, "jmp" | "ret" | "call" | "ud2") {
-            open.push(at + 1);
-        }
-    }
-    false
-}
-
-/// Labels by number, constructors of errors by name: what does not depend on the build's hashes.
+/// Labels by number: what does not depend on the build.
 fn listing(body: &[String]) -> String {
     let mut text = String::new();
     let labels: Vec<&str> = body.iter().filter_map(|line| line.strip_suffix(':')).collect();
@@ -130,8 +105,6 @@ fn listing(body: &[String]) -> String {
         }
         let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
         let rest = match verb {
-            "call" if rest.contains("from_status") => "SeamcallError::from_status".to_owned(),
-            "call" if rest.contains("refused") => "SeamcallError::refused".to_owned(),
             _ if verb.starts_with('j') => number(rest).map_or(rest.to_owned(), |number| number.to_string()),
             _ => rest.to_owned(),
         };
@@ -140,10 +113,11 @@ fn listing(body: &[String]) -> String {
     text
 }
 
-const WRAPPERS: [(&str, &str, usize); 3] = [
-    ("TDH.MEM.TRACK", "example_track", 60),
-    ("TDH.MEM.PAGE.AUG", "example_aug", 110),
-    ("TDH.MEM.PAGE.DEMOTE", "example_demote", 300),
+const WRAPPERS: [(&str, &str, usize); 4] = [
+    ("TDH.MEM.TRACK", "example_track", 40),
+    ("TDH.MEM.PAGE.AUG", "example_aug", 60),
+    ("TDH.MEM.PAGE.DEMOTE", "example_demote", 240),
+    ("TDH.VP.ENTER", "example_enter", 100),
 ];
 
 #[test]
@@ -155,19 +129,14 @@ fn wrappers_are_register_moves() {
         let body = functions.iter().find(|(symbol, _)| symbol.contains(name)).unwrap().1;
         let count = body.iter().filter(is_instruction).count();
         assert!(count <= bound, "{name}: {count} instructions");
-        for line in body {
-            assert!(
-                !line.contains("panic") && !line.contains("unwind") && !line.contains("ud2"),
-                "{name}: {line}"
-            );
-        }
-        // One SEAMCALL. To it and from it to the end there is a way without any call; the only calls build errors.
+        // One SEAMCALL, and no call of anything else, on no way through.
         assert_eq!(body.iter().filter(|line| *line == "seamcall").count(), 1, "{name}");
-        let seamcall = body.iter().position(|line| line == "seamcall").unwrap();
-        assert!(reaches_without_call(body, 0, "seamcall"), "{name}: a call before the instruction");
-        assert!(reaches_without_call(body, seamcall, "ret"), "{name}: a call on the way of success");
-        for call in body.iter().filter(|line| line.starts_with("call")) {
-            assert!(call.contains("from_status") || call.contains("refused"), "{name}: {call}");
+        for line in body {
+            let verb = line.split_whitespace().next().unwrap();
+            assert!(!verb.starts_with("call") && verb != "ud2" && !line.contains('@'), "{name}: {line}");
+            let leaves = verb.starts_with('j')
+                && !body.contains(&format!("{}:", line.split_whitespace().last().unwrap()));
+            assert!(!leaves, "{name}: {line}");
         }
 
         // The listing is of this code: compilers and small changes may move a few instructions.
@@ -198,7 +167,7 @@ fn no_wrapper_formats() {
         .filter(|(_, body)| body.iter().any(|line| line == "seamcall"))
         .filter(|(symbol, _)| symbol.contains("seamcall") || symbol.contains("code_size"))
         .collect();
-    assert!(wrappers.len() >= 54, "{} wrappers", wrappers.len());
+    assert!(wrappers.len() >= 57, "{} wrappers", wrappers.len());
     for (symbol, body) in wrappers {
         for line in body {
             for forbidden in ["3fmt", "fmt..", "panic", "__rust_alloc", "unwind"] {

@@ -183,5 +183,5 @@ pub use table::{
     Blocked, Broken, Census, Committed, Entries, Exclusive, FenceTicket, Fenced, Flaw, Found, MapPlan,
     MapRefused, Obligation, Plan, Probed, Quiet, RangeError, Reserved, Resize, Resized, Run, Runs, Scope,
     SecurePageTable, SplitPlan, SplitRefused, TableError, Teardown, Torn, Translation, Turn, Unmapped,
-    Unsettled,
+    Unsettled, Walker,
 };

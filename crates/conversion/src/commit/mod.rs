@@ -216,10 +216,6 @@ impl<P: Platform> Commit<P> {
     /// # Errors
     ///
     /// The commit is not at its end yet and comes back.
-    #[expect(
-        clippy::result_large_err,
-        reason = "there is no heap to put it on, and it is not an error to pass on"
-    )]
     pub fn finish(self, platform: &P) -> Result<Receipt<P>, Self> {
         let Phase::Ended(outcome) = self.at.phase else { return Err(self) };
         if !self.request().is_fault() {

@@ -1,6 +1,6 @@
 //! Waiting for the random number generator.
 
-use crate::{Call, Regs, Status, Transport};
+use crate::{Call, EnterCall, GuestRegs, Regs, Status, Transport, VpEnter};
 use core::hint;
 
 /// Repeats a call while the module finds no entropy (`RND_NO_ENTROPY`), a bounded number of times.
@@ -11,7 +11,7 @@ use core::hint;
 /// use seamcall::{Regs, Transport, Call, adapter::EntropyRetry, mng, Hkid, Tdr};
 /// # struct Module;
 /// # impl Transport for Module {
-/// #     fn call(&self, call: Call) -> Regs { Regs { rax: 0, ..call.regs() } }
+/// #     fn call(&self, call: Call<'_>) -> Regs { Regs { rax: 0, ..call.regs() } }
 /// # }
 /// let transport = EntropyRetry::new(Module);
 /// # let td = Tdr::new(sept_core::Hpa::new(0x1000).unwrap()).unwrap();
@@ -43,15 +43,25 @@ impl<T: Transport> EntropyRetry<T> {
 
 impl<T: Transport> Transport for EntropyRetry<T> {
     #[inline]
-    fn call(&self, call: Call) -> Regs {
+    fn call(&self, call: Call<'_>) -> Regs {
+        let regs = call.regs();
         let mut out = self.inner.call(call);
         for _ in 1..self.attempts {
             if !Status::from_raw(out.rax).is(Status::RND_NO_ENTROPY) {
                 break;
             }
             hint::spin_loop();
-            out = self.inner.call(call);
+            // The same call, while the wrapper that made it still waits for its answer.
+            out = self.inner.call(Call::new(regs));
         }
         out
+    }
+}
+
+/// An entry needs no entropy: it is handed on.
+impl<T: VpEnter> VpEnter for EntropyRetry<T> {
+    #[inline]
+    fn enter(&self, call: EnterCall<'_>) -> GuestRegs {
+        self.inner.enter(call)
     }
 }

@@ -1,6 +1,9 @@
 //! Operands that a module does not know.
 
-use crate::{Call, Detail, Features0, Leaf, NULL_PA, Operand, Regs, Status, Transport};
+use crate::{
+    Call, Detail, EnterCall, EnterFlags, Features0, GuestRegs, Leaf, NULL_PA, Operand, Regs, Status,
+    Transport, VpEnter,
+};
 
 /// Refuses calls whose operands exist only with a feature that the module does not have.
 ///
@@ -10,7 +13,7 @@ use crate::{Call, Detail, Features0, Leaf, NULL_PA, Operand, Regs, Status, Trans
 /// | Operand | Feature |
 /// |---|---|
 /// | PAMT.ADD, PAMT.REMOVE; DEMOTE `R12`, `R13`; SYS.CONFIG `R8` bit 16 | [`Features0::DYNAMIC_PAMT`] |
-/// | SEPT.ADD version 1 and DEMOTE `R9` to `R11`; `RDX` bit 0 of DEMOTE (sparse) and SEPT.RD (L2 attributes) | [`Features0::TD_PARTITIONING`] |
+/// | SEPT.ADD version 1 and DEMOTE `R9` to `R11`; `RDX` bit 0 of DEMOTE (sparse) and SEPT.RD (L2 attributes); VP.ENTER with [`EnterFlags::RESUME_L1`] | [`Features0::TD_PARTITIONING`] |
 ///
 /// ```
 /// use seamcall::{Features0, Status, Transport, adapter::Gate, phymem};
@@ -43,7 +46,9 @@ impl<T: Transport> Gate<T> {
         let partitioning = self.features.contains(Features0::TD_PARTITIONING);
         match leaf {
             Leaf::PHYMEM_PAMT_ADD | Leaf::PHYMEM_PAMT_REMOVE if !dynamic_pamt => Some(Operand::RAX),
-            Leaf::SYS_CONFIG if !dynamic_pamt && regs.r8 & (1 << 16) != 0 => Some(Operand::R8),
+            _ if leaf.number() == Leaf::SYS_CONFIG.number() && !dynamic_pamt && regs.r8 & (1 << 16) != 0 => {
+                Some(Operand::R8)
+            }
             Leaf::MEM_PAGE_DEMOTE if !dynamic_pamt && regs.r12 != 0 => Some(Operand::R12),
             Leaf::MEM_PAGE_DEMOTE if !dynamic_pamt && regs.r13 != 0 => Some(Operand::R13),
             Leaf::MEM_PAGE_DEMOTE if !partitioning => l2_page(regs).or(l2_flag(regs)),
@@ -67,7 +72,7 @@ fn l2_page(regs: &Regs) -> Option<Operand> {
 
 impl<T: Transport> Transport for Gate<T> {
     #[inline]
-    fn call(&self, call: Call) -> Regs {
+    fn call(&self, call: Call<'_>) -> Regs {
         let regs = call.regs();
         match self.refusal(&regs) {
             None => self.inner.call(call),
@@ -76,5 +81,18 @@ impl<T: Transport> Transport for Gate<T> {
                 Regs { rax: status.raw(), ..regs }
             }
         }
+    }
+}
+
+impl<T: VpEnter> VpEnter for Gate<T> {
+    #[inline]
+    fn enter(&self, call: EnterCall<'_>) -> GuestRegs {
+        let regs = call.regs();
+        let resume_l1 = EnterFlags::from_bits_truncate(regs.rcx).contains(EnterFlags::RESUME_L1);
+        if resume_l1 && !self.features.contains(Features0::TD_PARTITIONING) {
+            let status = Status::NOT_ISSUED.with_detail(Detail::Operand(Operand::RCX));
+            return GuestRegs { rax: status.raw(), ..regs };
+        }
+        self.inner.enter(call)
     }
 }

@@ -1,6 +1,6 @@
 //! Writing calls down.
 
-use crate::{Call, Leaf, Regs, Transport};
+use crate::{Call, EnterCall, GuestRegs, Leaf, Regs, Transport, VpEnter};
 use core::fmt::Write as _;
 use std::{
     io::{self, Write},
@@ -55,22 +55,41 @@ impl<T: Transport, W: Write> Recorder<T, W> {
     }
 }
 
-impl<T: Transport, W: Write> Transport for Recorder<T, W> {
-    fn call(&self, call: Call) -> Regs {
-        let out = self.inner.call(call);
+impl<T, W: Write> Recorder<T, W> {
+    fn write<const N: usize>(&self, input: &Named<N>, output: &Named<N>) {
         let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
         if sink.failed.is_none() {
-            let text = line(sink.seq, sink.next, &call.regs(), &out);
+            let text = line(sink.seq, sink.next, input, output);
             sink.failed = sink.out.write_all(text.as_bytes()).err();
             sink.next = sink.next.saturating_add(1);
         }
+    }
+}
+
+impl<T: Transport, W: Write> Transport for Recorder<T, W> {
+    fn call(&self, call: Call<'_>) -> Regs {
+        let input = call.regs();
+        let out = self.inner.call(call);
+        self.write(&named(&input), &named(&out));
         out
     }
 }
 
-/// The registers that are not `RAX`, by name.
-const fn others(regs: &Regs) -> [(&'static str, u64); 8] {
-    [
+/// An entry is recorded with the registers of the guest, when it has exited.
+impl<T: VpEnter, W: Write> VpEnter for Recorder<T, W> {
+    fn enter(&self, call: EnterCall<'_>) -> GuestRegs {
+        let input = call.regs();
+        let out = self.inner.enter(call);
+        self.write(&named_guest(&input), &named_guest(&out));
+        out
+    }
+}
+
+/// `RAX`, then the other registers by name.
+type Named<const N: usize> = (u64, [(&'static str, u64); N]);
+
+const fn named(regs: &Regs) -> Named<8> {
+    let others = [
         ("rcx", regs.rcx),
         ("rdx", regs.rdx),
         ("r8", regs.r8),
@@ -79,12 +98,34 @@ const fn others(regs: &Regs) -> [(&'static str, u64); 8] {
         ("r11", regs.r11),
         ("r12", regs.r12),
         ("r13", regs.r13),
-    ]
+    ];
+    (regs.rax, others)
 }
 
-fn line(seq: u64, index: u64, input: &Regs, output: &Regs) -> String {
-    let leaf = Leaf::from_rax(input.rax);
-    let known = leaf.name().filter(|_| leaf.rax() == input.rax);
+const fn named_guest(regs: &GuestRegs) -> Named<14> {
+    let others = [
+        ("rcx", regs.rcx),
+        ("rdx", regs.rdx),
+        ("rbx", regs.rbx),
+        ("rbp", regs.rbp),
+        ("rsi", regs.rsi),
+        ("rdi", regs.rdi),
+        ("r8", regs.r8),
+        ("r9", regs.r9),
+        ("r10", regs.r10),
+        ("r11", regs.r11),
+        ("r12", regs.r12),
+        ("r13", regs.r13),
+        ("r14", regs.r14),
+        ("r15", regs.r15),
+    ];
+    (regs.rax, others)
+}
+
+fn line<const N: usize>(seq: u64, index: u64, input: &Named<N>, output: &Named<N>) -> String {
+    let (rax, input) = *input;
+    let leaf = Leaf::from_rax(rax);
+    let known = leaf.name().filter(|_| leaf.rax() == rax);
     let mut text = String::new();
     // Writing to a string does not fail.
     let _ = match known {
@@ -93,11 +134,11 @@ fn line(seq: u64, index: u64, input: &Regs, output: &Regs) -> String {
         }
         None => write!(text, r#"{{"seq":{seq},"i":{index},"leaf":"RAW""#),
     };
-    let set = others(input).into_iter().filter(|(_, value)| *value != 0);
-    let rax = known.is_none().then_some(("rax", input.rax));
+    let set = input.into_iter().filter(|(_, value)| *value != 0);
+    let rax = known.is_none().then_some(("rax", rax));
     object(&mut text, "in", set.chain(rax));
-    let changed = others(output).into_iter().zip(others(input)).filter(|(now, was)| now != was);
-    object(&mut text, "out", [("rax", output.rax)].into_iter().chain(changed.map(|(now, _)| now)));
+    let changed = output.1.into_iter().zip(input).filter(|(now, was)| now != was);
+    object(&mut text, "out", [("rax", output.0)].into_iter().chain(changed.map(|(now, _)| now)));
     text.push_str("}\n");
     text
 }

@@ -1,6 +1,9 @@
 use super::*;
 use crate::testing::{Script, entry, hpa};
-use crate::{Hkid, Leaf, Regs, Status, Tdr, Transport, mem, mng};
+use crate::{
+    Detail, EnterFlags, Features0, GuestRegs, Hkid, Leaf, Operand, Regs, Status, Tdr, Tdvpr, Transport,
+    VpEnter, mem, mng, vp,
+};
 use sept_core::Level;
 use std::vec::Vec;
 
@@ -74,7 +77,7 @@ fn a_transport_is_an_object() {
 #[test]
 fn operands_of_a_missing_feature_make_no_call() {
     use crate::mem::{DemotePages, L2Mode, SeptPages};
-    use crate::{Features0, phymem, testing::frame};
+    use crate::{phymem, testing::frame};
     let at = entry(0x4000_0000, Level::L2M);
     let plain = || DemotePages::new(frame(0x200_0000));
     let paired = || plain().with_pair([frame(0x300_0000), frame(0x300_1000)]);
@@ -106,6 +109,51 @@ fn operands_of_a_missing_feature_make_no_call() {
     assert_eq!(demote(&all, layered()), Ok(()));
     phymem::pamt_remove(&all, hpa(0x20_0000)).unwrap();
     assert_eq!(script.leaves(), [15, 3, 15, 15, 59]);
+}
+
+/// Enters through `t` with a value in each register, and gives what came out.
+#[expect(unsafe_code, reason = "a script stands for the guest")]
+fn enter<T: VpEnter>(t: &T, flags: EnterFlags) -> GuestRegs {
+    let guest = GuestRegs { rbx: 3, rbp: 5, r15: 15, ..GuestRegs::new() };
+    // SAFETY: a script stands for the guest; it does nothing.
+    unsafe { vp::enter(t, Tdvpr::new(hpa(0x200_3000)).unwrap(), flags, guest) }
+}
+
+#[test]
+fn entries_go_through() {
+    let out = GuestRegs { rax: 1, rbx: 30, rbp: 50, r15: 150, ..GuestRegs::new() };
+    let script = Script::new().exit(out).exit(out).exit(out);
+    let busy = Status::OPERAND_BUSY.with_detail(Detail::Operand(Operand::TD_EPOCH));
+    let plan = [Fault::at_leaf(Leaf::VP_ENTER, 1, busy), Fault::at_call(3, Status::TD_FATAL)];
+    let transport = EntropyRetry::new(Inject::new(&script, plan));
+    let flags = EnterFlags::empty();
+    assert_eq!(enter(&transport, flags), out);
+    // Refused by plan: the status, and every register as it went in.
+    let refused = enter(&transport, flags);
+    let sent = script.entries()[0];
+    assert_eq!(refused, GuestRegs { rax: 0x8000_0200_0000_00a9, ..sent });
+    mem::track(&transport, td()).unwrap();
+    assert_eq!(enter(&transport, flags).rax, Status::TD_FATAL.raw());
+    assert_eq!(script.entries().len(), 1);
+
+    let gate = Gate::new(&script, Features0::empty());
+    assert_eq!(enter(&gate, EnterFlags::RESUME_L1).rax, 0xc000_ff01_0000_0001);
+    assert_eq!(enter(&gate, flags), out);
+    assert_eq!(enter(&Gate::new(&script, Features0::TD_PARTITIONING), EnterFlags::RESUME_L1), out);
+    assert_eq!(script.entries().len(), 3);
+    let object: &dyn VpEnter = &script;
+    mem::track(object, td()).unwrap();
+}
+
+#[cfg(feature = "std")]
+#[test]
+fn recorded_entry() {
+    let out = GuestRegs { rax: 0x4d, rcx: 0x8c00, rbx: 30, rbp: 5, r15: 0, ..GuestRegs::new() };
+    let recorder = Recorder::new(Script::new().exit(out), Vec::new(), 0);
+    enter(&recorder, EnterFlags::empty());
+    let text = std::string::String::from_utf8(recorder.finish().unwrap()).unwrap();
+    let expected = r#"{"seq":0,"i":0,"leaf":"TDH.VP.ENTER","ver":0,"in":{"rcx":"0x2003000","rbx":"0x3","rbp":"0x5","r15":"0xf"},"out":{"rax":"0x4d","rcx":"0x8c00","rbx":"0x1e","r15":"0x0"}}"#;
+    assert_eq!(text.trim_end(), expected);
 }
 
 #[cfg(feature = "std")]

@@ -1,13 +1,20 @@
 //! Dynamic PAMT: which 2 MiB regions have a page pair, and who needs it.
 //!
 //! With Dynamic PAMT, a page can be used at 4 KiB only while its 2 MiB region has a *page pair* that describes its 512
-//! pages; and a region can be mapped at 2 MiB only while it has none. The pairs of guest memory come and go with its
-//! tables ([`Td`](crate::Td) does that). This module is for all other pages: TDR, control and S-EPT pages of every TD,
-//! which share regions.
+//! pages; and a region can be mapped at 2 MiB only while it has none. Who has to see to it:
+//!
+//! * Guest memory that comes in blocks of 2 MiB or more: its pairs come and go with its tables, [`Td`](crate::Td) does
+//!   that.
+//! * TDR, control and S-EPT pages of every TD, which share regions: this module, through a [`ReadySource`].
+//! * Guest memory that comes in smaller blocks, so that the pages of one table lie in many regions: this module too;
+//!   the host [holds](PamtRegions::hold) the region of a page before it is mapped, and lets it go after it was
+//!   removed.
+//! * The page pairs themselves need none.
 //!
 //! A [`PamtRegions`] counts the users of each region, in storage of the caller's that all TDs share: the first brings
-//! a pair ([`phymem::pamt_add`]), the last takes it away ([`phymem::pamt_remove`]); [`PamtRegions::vacate`] does so on the
-//! module's hint and before a 2 MiB page is mapped. Count and call are one step under a lock of the caller's. A [`ReadySource`] is a frame source whose table pages have their pair.
+//! a pair ([`phymem::pamt_add`]), the last takes it away ([`phymem::pamt_remove`]); [`PamtRegions::vacate`] does so on
+//! the module's hint and before a 2 MiB page is mapped. Count and call are one step under a lock of the caller's. A
+//! [`ReadySource`] is a frame source whose table pages have their pair.
 //!
 //! ```
 //! use core::sync::atomic::AtomicU16;

@@ -1,8 +1,8 @@
 //! Table pages that are ready to be donated.
 
 use super::{MachineLock, PamtRegions, RegionError, UnusedPair};
-use crate::Transport;
-use core::sync::atomic::AtomicU16;
+use crate::{RetryBudget, Transport};
+use core::{hint, sync::atomic::AtomicU16};
 use sept_core::{Frame, FrameKind, FrameSource, Hpa};
 
 /// A frame source whose table pages lie in regions that have a page pair, so that donating them cannot fail for one.
@@ -50,23 +50,44 @@ where
 
     /// Holds the region of `page`, with a new pair if it needs one.
     fn hold(&self, page: Hpa) -> Result<(), RegionError> {
-        let held = match self.regions.hold(self.transport, page, None) {
-            Err(back) if matches!(back.error, RegionError::NeedsPair { .. }) => {
-                self.regions.hold(self.transport, page, self.take_pair(page))
-            }
-            held => held,
+        let mut budget = RetryBudget::DEFAULT;
+        let mut pair = match self.regions.hold(self.transport, page, None) {
+            Err(back) if matches!(back.error, RegionError::NeedsPair { .. }) => self.take_pair(page),
+            result => return result.map(drop).map_err(|back| back.error),
         };
-        match held {
-            Ok(unused) => {
-                self.give_pair(unused);
-                Ok(())
-            }
-            Err(back) => {
-                self.give_pair(back.held);
-                Err(back.error)
+        loop {
+            match self.regions.hold(self.transport, page, pair) {
+                Ok(unused) => {
+                    self.give_pair(unused);
+                    return Ok(());
+                }
+                Err(back) if may_repeat(&mut budget, &back.error) => pair = back.held,
+                Err(back) => {
+                    self.give_pair(back.held);
+                    return Err(back.error);
+                }
             }
         }
     }
+
+    fn release(&self, page: Hpa) -> Result<Option<[Hpa; 2]>, RegionError> {
+        let mut budget = RetryBudget::DEFAULT;
+        loop {
+            match self.regions.release(self.transport, page) {
+                Err(error) if may_repeat(&mut budget, &error) => {}
+                result => return result,
+            }
+        }
+    }
+}
+
+/// Whether the region was busy, and there is patience left.
+fn may_repeat(budget: &mut RetryBudget, error: &RegionError) -> bool {
+    let repeats = matches!(error, RegionError::Seamcall(error) if budget.spend(error));
+    if repeats {
+        hint::spin_loop();
+    }
+    repeats
 }
 
 impl<T, C, K, F, R> FrameSource for ReadySource<'_, T, C, K, F, R>
@@ -88,7 +109,7 @@ where
 
     fn give(&self, kind: FrameKind, frame: Frame) {
         if kind == FrameKind::TeeTable
-            && let Some(outcome) = self.regions.release(self.transport, frame.hpa()).transpose()
+            && let Some(outcome) = self.release(frame.hpa()).transpose()
         {
             (self.recycle)(outcome);
         }

@@ -125,13 +125,34 @@ fn ready_pages_have_their_pair() {
 #[test]
 fn a_page_that_cannot_be_made_ready_is_not_taken() {
     // One metadata page is no pair; and the module refuses.
-    for (metadata, script) in [(1, Script::new()), (2, Script::new().status(BUSY))] {
+    for (metadata, script) in [(1, Script::new()), (2, Script::new().status(0xc000_0304_0000_0001))] {
         let (regions, pool) = (regions(), pool(metadata));
         let source = ReadySource::new(&script, &regions, &pool, |_| panic!("nothing to recycle"));
         assert!(source.take(FrameKind::TeeTable, hpa(0)).is_none());
         assert_eq!(pool.0.borrow().len(), 2 + usize::try_from(metadata).unwrap());
         assert_eq!(regions.users(hpa(BASE)), Some(0));
     }
+}
+
+/// Another call works on a page of the region: that passes, and nothing is lost meanwhile.
+#[test]
+fn a_busy_region_is_waited_for_in_bounds() {
+    let script = Script::new().status(BUSY).status(BUSY).status(0).status(BUSY).then(removed);
+    let (regions, pool) = (regions(), pool(2));
+    let recycled = RefCell::new(Vec::new());
+    let source = ReadySource::new(&script, &regions, &pool, |pair| recycled.borrow_mut().push(pair));
+    let page = source.take(FrameKind::TeeTable, hpa(0)).unwrap();
+    source.give(FrameKind::TeeTable, page);
+    assert_eq!(script.leaves(), [58, 58, 58, 59, 59]);
+    assert_eq!(*recycled.borrow(), [Ok([hpa(0x300_0000), hpa(0x300_1000)])]);
+
+    let stuck = (0..65).fold(Script::new(), |script, _| script.status(BUSY));
+    let source = ReadySource::new(&stuck, &regions, &pool, |_| panic!("nothing to recycle"));
+    pool.give(FrameKind::TeeMetadata, frame(0x300_2000));
+    pool.give(FrameKind::TeeMetadata, frame(0x300_3000));
+    let before = pool.0.borrow().len();
+    assert!(source.take(FrameKind::TeeTable, hpa(0)).is_none());
+    assert_eq!((stuck.calls().len(), pool.0.borrow().len()), (65, before));
 }
 
 #[test]

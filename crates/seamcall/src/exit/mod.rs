@@ -17,21 +17,82 @@
 #[cfg(test)]
 mod tests;
 
-use crate::{Detail, Regs, SeptState, Status};
+use crate::{Regs, SeptState, Status};
+use core::fmt;
 use sept_core::{Gpa, GpaEntry, GpaRange, Level, TdxConfig};
 
-const EXIT_EPT_VIOLATION: u32 = 48;
-const EXIT_TDCALL: u32 = 77;
+const EPT_VIOLATION: u16 = 48;
+const TDCALL: u16 = 77;
 
-/// The VMX exit reason of a TD exit, if `out` is one.
+/// A VMX exit reason, `RAX` bits 31:0 of a TD exit.
+///
+/// Bits 15:0 are the reason as such; compare those, for the others come and go with it.
+///
+/// Source: Intel SDM, "Exit reason"; `src/common/x86_defs/vmcs_defs.h` of the module.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ExitReason(u32);
+
+impl ExitReason {
+    /// The reason with these bits.
+    #[must_use]
+    pub const fn new(raw: u32) -> Self {
+        Self(raw)
+    }
+
+    /// All bits.
+    #[must_use]
+    pub const fn raw(self) -> u32 {
+        self.0
+    }
+
+    /// The basic exit reason, bits 15:0.
+    #[must_use]
+    pub const fn basic(self) -> u16 {
+        let [low, high, ..] = self.0.to_le_bytes();
+        u16::from_le_bytes([low, high])
+    }
+
+    /// Whether a bus lock was detected on the way, bit 26: deal with that too, besides the reason as such.
+    #[must_use]
+    pub const fn bus_lock(self) -> bool {
+        self.0 & 1 << 26 != 0
+    }
+
+    /// Whether the entry failed, bit 31.
+    #[must_use]
+    pub const fn entry_failed(self) -> bool {
+        self.0 & 1 << 31 != 0
+    }
+}
+
+impl fmt::Debug for ExitReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ExitReason({}", self.basic())?;
+        match self.0 >> 16 {
+            0 => f.write_str(")"),
+            flags => write!(f, ", flags {flags:#x})"),
+        }
+    }
+}
+
+/// The VMX exit reason of a TD exit, if `out` is one that leaves the TD able to run.
 #[must_use]
-pub const fn exit_reason(out: &Regs) -> Option<u32> {
+pub const fn exit_reason(out: &Regs) -> Option<ExitReason> {
     let status = Status::from_raw(out.rax);
-    match status.detail() {
-        Detail::ExitReason(reason) if status.is(Status::SUCCESS) => Some(reason),
-        // Reason 0: an exception or NMI.
-        Detail::None if status.is(Status::SUCCESS) => Some(0),
-        _ => None,
+    if status.is(Status::SUCCESS) { Some(ExitReason(status.low())) } else { None }
+}
+
+/// The VM that the exit is about, `RCX` bits 33:32: 0 for L1, 1 to 3 for an L2 VM.
+#[must_use]
+pub const fn exit_vm(out: &Regs) -> u8 {
+    let [_, _, _, _, vm, ..] = out.rcx.to_le_bytes();
+    vm & 0b11
+}
+
+const fn has_reason(out: &Regs, basic: u16) -> bool {
+    match exit_reason(out) {
+        Some(reason) => reason.basic() == basic,
+        None => false,
     }
 }
 
@@ -57,8 +118,8 @@ pub enum Exit {
     /// A guest was kept out of an entry for too long (`HOST_PRIORITY_BUSY_TIMEOUT`): finish or give up what was begun
     /// there, then enter again.
     HostPriority,
-    /// Another TD exit, with its VMX exit reason.
-    Other(u32),
+    /// Another TD exit.
+    Other(ExitReason),
     /// No plain TD exit: entry was refused, the vCPU or the TD is lost ([`Status::class`]), or an L2 VM is concerned.
     Status(Status),
 }
@@ -132,7 +193,8 @@ pub struct AcceptDetails {
 pub struct EptViolation {
     /// The address: the page of a private one, with the shared bit of a shared one.
     pub gpa: Gpa,
-    /// Exit qualification, as of VMX: bits 2:0 read, write, fetch; bits 5:3 what the entry allowed.
+    /// Exit qualification, bits 31:0 as of VMX: 2:0 read, write, fetch; 5:3 what the entry allowed. Bits 33:32: the VM,
+    /// [`exit_vm`].
     pub qualification: u64,
     /// Extended exit qualification, undecoded.
     pub extended: u64,
@@ -142,11 +204,10 @@ impl EptViolation {
     /// Reads `RCX`, `RDX` and `R8`; `None` if `out` is no EPT violation.
     #[must_use]
     pub const fn decode(out: &Regs) -> Option<Self> {
-        match exit_reason(out) {
-            Some(EXIT_EPT_VIOLATION) => {
-                Some(Self { gpa: Gpa::truncate(out.r8), qualification: out.rcx, extended: out.rdx })
-            }
-            _ => None,
+        if has_reason(out, EPT_VIOLATION) {
+            Some(Self { gpa: Gpa::truncate(out.r8), qualification: out.rcx, extended: out.rdx })
+        } else {
+            None
         }
     }
 
@@ -239,9 +300,8 @@ impl MapGpa {
     /// The operands are not page-aligned, empty, or leave the half (shared or private) that the address is in.
     #[must_use]
     pub const fn decode(out: &Regs, config: TdxConfig) -> Option<Result<Self, MapGpaError>> {
-        match exit_reason(out) {
-            Some(EXIT_TDCALL) if out.r10 == 0 && out.r11 == Self::LEAF => {}
-            _ => return None,
+        if !has_reason(out, TDCALL) || out.r10 != 0 || out.r11 != Self::LEAF {
+            return None;
         }
         let shared = 1_u64 << config.shared_bit();
         let error = MapGpaError { gpa: out.r12, size: out.r13 };

@@ -45,13 +45,38 @@ fn exits() {
     assert!(matches!(decode(Regs { r13: 1, ..request }), Exit::BadMapGpa(MapGpaError { size: 1, .. })));
     assert_eq!(decode(Regs { rax: 0x9000_0205_0000_0000, ..Regs::new() }), Exit::HostPriority);
     // External interrupt, NMI, another hypercall.
-    assert_eq!(decode(Regs { rax: 1, ..Regs::new() }), Exit::Other(1));
-    assert_eq!(decode(Regs::new()), Exit::Other(0));
-    assert_eq!(decode(Regs { r11: 0x10002, ..request }), Exit::Other(77));
+    assert_eq!(decode(Regs { rax: 1, ..Regs::new() }), Exit::Other(ExitReason::new(1)));
+    assert_eq!(decode(Regs::new()), Exit::Other(ExitReason::new(0)));
+    assert_eq!(decode(Regs { r11: 0x10002, ..request }), Exit::Other(ExitReason::new(77)));
     let lost = Status::from_raw(0x6000_0002_0000_0030);
     assert_eq!(decode(Regs { rax: lost.raw(), ..Regs::new() }), Exit::Status(lost));
     let busy = Status::from_raw(0x8000_0200_0000_0001);
     assert_eq!(decode(Regs { rax: busy.raw(), ..Regs::new() }), Exit::Status(busy));
+}
+
+/// Bit 26 comes with any reason: the guest took a bus lock on its way to the exit.
+#[test]
+fn a_bus_lock_hides_no_exit() {
+    let config = TdxConfig::LEVELS_4;
+    let violation = Regs { rax: 0x0400_0030, rcx: 2, r8: 0x4000_0000, ..Regs::new() };
+    assert!(matches!(Exit::decode(&violation, config), Exit::EptViolation(_)));
+    let request = Regs { rax: 0x0400_004d, r11: 0x10001, r12: 0x1000, r13: 0x1000, ..Regs::new() };
+    assert!(matches!(Exit::decode(&request, config), Exit::MapGpa(_)));
+    let reason = exit_reason(&violation).unwrap();
+    assert_eq!((reason.basic(), reason.raw(), reason.bus_lock()), (48, 0x0400_0030, true));
+    // The extended state of the guest could not be loaded; no bus lock.
+    let failed = ExitReason::new(0x8000_0021);
+    assert_eq!((failed.basic(), failed.bus_lock(), failed.entry_failed()), (33, false, true));
+    assert_eq!(
+        std::format!("{reason:?} {:?}", ExitReason::new(1)),
+        "ExitReason(48, flags 0x400) ExitReason(1)"
+    );
+}
+
+#[test]
+fn the_vm_stands_above_the_qualification() {
+    let of = |rcx| exit_vm(&Regs { rax: 48, rcx, ..Regs::new() });
+    assert_eq!([of(0x1_0000_0002), of(0x3_0000_0000), of(0xffff_fffc_ffff_ffff)], [1, 3, 0]);
 }
 
 #[test]

@@ -6,8 +6,8 @@ mod tests;
 use bitflags::bitflags;
 
 bitflags! {
-    /// TDX_FEATURES0, read with [`sys::rd`](crate::sys::rd) from
-    /// [`FieldId::TDX_FEATURES0`](crate::FieldId::TDX_FEATURES0). Unknown bits are kept.
+    /// TDX_FEATURES0, read with [`sys::read`](crate::sys::read) from
+    /// [`PlatformField::TDX_FEATURES0`](crate::PlatformField::TDX_FEATURES0). Unknown bits are kept.
     ///
     /// Source: TDX module ABI, TDX_FEATURES0; module sources 1.5.01 to 2.0.08.
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]

@@ -25,11 +25,13 @@ fn leaves(source: &str) -> Vec<(String, String)> {
             Some(text) => doc = doc + text + "\n",
             None if line.starts_with("pub fn ") || line.starts_with("pub unsafe fn ") => {
                 if doc.starts_with(" TDH.") {
-                    found.push((String::from(line), core::mem::take(&mut doc)));
+                    let words: Vec<&str> = doc.split_whitespace().collect();
+                    found.push((String::from(line), words.join(" ")));
                 }
+                doc.clear();
             }
-            // Attributes stand between the two.
-            None if line.starts_with("#[") => {}
+            // Attributes stand between the two, on one line or more.
+            None if line.starts_with("#[") || line.starts_with("    ") || line == ")]" => {}
             None => doc.clear(),
         }
     }
@@ -39,7 +41,7 @@ fn leaves(source: &str) -> Vec<(String, String)> {
 #[test]
 fn every_leaf_is_documented() {
     let found: Vec<_> = SOURCES.into_iter().chain([SYSTEM]).flat_map(leaves).collect();
-    assert_eq!(found.len(), 56, "{:#?}", found.iter().map(|leaf| &leaf.0).collect::<Vec<_>>());
+    assert_eq!(found.len(), 61, "{:#?}", found.iter().map(|leaf| &leaf.0).collect::<Vec<_>>());
     for (function, doc) in found {
         let says = |any: &[&str]| any.iter().any(|word| doc.contains(word));
         assert!(says(&["Operand"]), "{function}: operands");
@@ -77,7 +79,8 @@ fn no_leaf_hides() {
             source.lines().filter(|line| line.starts_with("pub fn ") || line.starts_with("pub unsafe fn "))
         {
             assert!(
-                documented.iter().any(|known| known == line) || !line.contains("<T: Transport"),
+                documented.iter().any(|known| known == line)
+                    || !(line.contains("<T: Transport") || line.contains("<T: VpEnter")),
                 "{}",
                 format!("{line} is no documented leaf")
             );

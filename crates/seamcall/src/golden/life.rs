@@ -1,6 +1,9 @@
 use super::*;
 use crate::testing::{frame, gpa};
-use crate::{FieldId, Hkid, mng, mng::KeyConfig, mr, sys, vp};
+use crate::{
+    EnterFlags, Features0, FieldId, GuestRegs, Hkid, OpState, PlatformField, TdField, mng, mng::KeyConfig,
+    mr, sys, vp,
+};
 
 fn on(rax: u64, rcx: u64) -> Regs {
     Regs { rax, rcx, ..Regs::new() }
@@ -33,9 +36,12 @@ fn td_life() {
     let expected = Regs { rdx: TDR, ..on(16, 0x1100) };
     sends(Script::new(), expected, |t| mr::extend(t, td, gpa(0x1100))).unwrap();
 
-    let script = Script::new().status(0x8000_0203_0000_0000);
-    let back = mng::create(&script, frame(TDR), Hkid::new(33)).unwrap_err();
-    assert_eq!(back.held.hpa().raw(), TDR);
+    // No entropy: the page has been zeroed under the global key. A key id that is taken: it has not.
+    for (status, written) in [(0x8000_0203_0000_0000, true), (0xc000_0820_0000_0000, false)] {
+        let back = mng::create(&Script::new().status(status), frame(TDR), Hkid::new(33)).unwrap_err();
+        let tainted = matches!(back.held, crate::mem::MaybeTainted::Tainted(page) if page.hpa().raw() == TDR);
+        assert_eq!(tainted, written, "{status:#x}");
+    }
 }
 
 #[test]
@@ -55,6 +61,13 @@ fn td_metadata() {
 }
 
 #[test]
+fn td_state() {
+    let script = Script::new().then(|regs| Regs { rax: 0, r8: 3, ..regs });
+    let expected = Regs { rdx: 0x9010_0002_0000_0004, ..on(11, TDR) };
+    assert_eq!(sends(script, expected, |t| mng::read(t, tdr(), TdField::OP_STATE)), Ok(OpState::LiveExport));
+}
+
+#[test]
 fn vcpu_life() {
     let expected = Regs { rdx: TDR, ..on(10, TDVPR) };
     let vcpu = sends(Script::new(), expected, |t| vp::create(t, tdr(), frame(TDVPR))).unwrap();
@@ -65,8 +78,45 @@ fn vcpu_life() {
     let expected = Regs { rdx: 0x77, r8: 3, ..on(0x1_0016, TDVPR) };
     sends(Script::new(), expected, |t| vp::init_x2apic(t, vcpu, 0x77, 3)).unwrap();
     sends(Script::new(), on(18, TDVPR), |t| vp::flush(t, vcpu)).unwrap();
-    assert_eq!(vp::enter_operand(vcpu, false, false), TDVPR);
-    assert_eq!(vp::enter_operand(vcpu, true, true), TDVPR | 0x0030_0000_0000_0000);
+}
+
+/// Sixteen registers but `RSP`: each goes in and comes out as itself, `RAX` and `RCX` are the call's.
+#[test]
+#[expect(unsafe_code, reason = "the script runs no guest")]
+fn vcpu_entry() {
+    let regs = |n: u64| GuestRegs {
+        rax: n,
+        rcx: n + 1,
+        rdx: n + 2,
+        rbx: n + 3,
+        rbp: n + 5,
+        rsi: n + 6,
+        rdi: n + 7,
+        r8: n + 8,
+        r9: n + 9,
+        r10: n + 10,
+        r11: n + 11,
+        r12: n + 12,
+        r13: n + 13,
+        r14: n + 14,
+        r15: n + 15,
+    };
+    let script = Script::new().exit(regs(0x200)).exit(regs(0x200)).exit(regs(0x200));
+    // SAFETY: a script stands for the guest; it does nothing.
+    let enter = |flags| unsafe { vp::enter(&script, tdvpr(), flags, regs(0x100)) };
+    assert_eq!(enter(EnterFlags::empty()), regs(0x200));
+    enter(EnterFlags::HOST_RECOVERABILITY_HINT);
+    enter(EnterFlags::RESUME_L1);
+    let sent = |rcx| GuestRegs { rax: 0, rcx, ..regs(0x100) };
+    let expected = [0x200_3000, 0x0010_0000_0200_3000, 0x0020_0000_0200_3000].map(sent);
+    assert_eq!(script.entries(), expected);
+    assert_eq!(vp::enter_operand(tdvpr(), EnterFlags::all()), 0x0030_0000_0200_3000);
+
+    let common = regs(0x200).regs();
+    assert_eq!((common.rax, common.rcx, common.rdx, common.r8), (0x200, 0x201, 0x202, 0x208));
+    assert_eq!((common.r9, common.r12, common.r13), (0x209, 0x20c, 0x20d));
+    let reply = regs(0x200).with_reply(crate::exit::MapGpaReply::Retry(gpa(0x4000_1000)));
+    assert_eq!(reply, GuestRegs { r10: 1, r11: 0x4000_1000, ..regs(0x200) });
 }
 
 #[test]
@@ -87,4 +137,11 @@ fn platform_metadata() {
     let script = Script::new().then(|regs| Regs { rax: 0, rdx: u64::MAX, r8: 1 << 36, ..regs });
     let expected = Regs { rdx: 0x0a00_0003_0000_0008, ..on(34, 0) };
     assert_eq!(sends(script, expected, |t| sys::rd(t, FieldId::TDX_FEATURES0)), Ok((1 << 36, None)));
+    let script = Script::new().then(|regs| Regs { rax: 0, rdx: u64::MAX, r8: 1 << 36, ..regs });
+    let features = sends(script, expected, |t| sys::read(t, PlatformField::TDX_FEATURES0));
+    assert_eq!(features, Ok(Features0::DYNAMIC_PAMT));
+    let script = Script::new().then(|regs| Regs { rax: 0, r8: 0x8000_0000, ..regs });
+    let expected = Regs { rdx: 0x9000_0003_0000_0082, ..on(34, 0) };
+    let base = sends(script, expected, |t| sys::read(t, PlatformField::CMR_BASE.element(2)));
+    assert_eq!(base, Ok(0x8000_0000));
 }

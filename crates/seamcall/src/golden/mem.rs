@@ -207,6 +207,19 @@ fn a_failed_demote_taints_the_tables_and_not_the_pair() {
     assert!(pair.is_some());
 }
 
+/// A page pair belongs to a region of 2 MiB: where the module would not look at it, it is not given away.
+#[test]
+fn a_pair_for_a_larger_page_comes_back() {
+    let script = Script::new();
+    let pages = DemotePages::new(frame(0x200_0000)).with_pair([frame(0x300_0000), frame(0x300_1000)]);
+    let large = entry(0x4000_0000, Level::L1G);
+    let back = mem::page_demote(&script, tdr(), large, L2Mode::All, pages).unwrap_err();
+    assert_eq!(back.error.status.raw(), 0xc000_ff01_0000_000c);
+    assert!(!back.held.is_tainted() && script.calls().is_empty());
+    let (_, _, pair) = back.held.into_parts();
+    assert!(pair.is_some());
+}
+
 #[test]
 fn page_promote() {
     let script = Script::new().then(|regs| Regs {
@@ -217,15 +230,15 @@ fn page_promote() {
         r13: 0x300_1000,
         ..regs
     });
-    let merged = sends(script, at_2m(0x17), |t| mem::page_promote(t, tdr(), two_mib(), true)).unwrap();
+    let merged = sends(script, at_2m(0x17), |t| mem::page_promote(t, tdr(), two_mib())).unwrap();
     assert_eq!((merged.table.hpa.raw(), merged.table.pair_idle), (0x200_0000, true));
     assert_eq!(merged.pair.unwrap().map(Hpa::raw), [0x300_0000, 0x300_1000]);
 
     // 1 GiB, or a static PAMT: R12 and R13 are not outputs.
     let script = Script::new();
-    let merged = mem::page_promote(&script, tdr(), entry(0x4000_0000, Level::L1G), true).unwrap();
+    let merged = mem::page_promote(&script, tdr(), entry(0x4000_0000, Level::L1G)).unwrap();
     assert_eq!(merged.pair, None);
-    assert_eq!(mem::page_promote(&Script::new(), tdr(), two_mib(), false).unwrap().pair, None);
+    assert_eq!(mem::page_promote(&Script::new(), tdr(), two_mib()).unwrap().pair, None);
 
     let script = Script::new().then(|regs| Regs {
         rax: 0,
@@ -235,8 +248,7 @@ fn page_promote() {
         r11: NULL,
         ..regs
     });
-    let (_, l2) =
-        sends(script, at_2m(0x1_0017), |t| mem::page_promote_v1(t, tdr(), two_mib(), false)).unwrap();
+    let (_, l2) = sends(script, at_2m(0x1_0017), |t| mem::page_promote_v1(t, tdr(), two_mib())).unwrap();
     assert_eq!(l2.map(|page| page.map(|page| page.hpa.raw())), [Some(0x210_0000), None, None]);
 }
 
@@ -258,7 +270,7 @@ fn track_errors_carry_no_entry() {
     // TRACK leaves RCX alone: what is in it is the TDR, not an entry.
     let script = Script::new().then(|regs| Regs { rax: 0x8000_0200_0000_0001, ..regs });
     let error = mem::track(&script, tdr()).unwrap_err();
-    assert_eq!((error.entry, error.at), (None, None));
+    assert_eq!((error.entry(), error.at), (None, None));
     assert_eq!(error.class(), Class::Quiesce);
     assert_eq!(error.to_string(), "TDH.MEM.TRACK: TDX_OPERAND_BUSY|RCX (0x8000020000000001)");
 }
@@ -289,17 +301,17 @@ fn worked_trace() {
     );
     assert_eq!((error.leaf, error.class()), (Leaf::MEM_PAGE_DEMOTE, Class::Caller));
     let error = demote(Script::new().status(0xc000_0b08_0000_0001));
-    assert_eq!((error.entry, error.class()), (None, Class::Quiesce));
+    assert_eq!((error.entry(), error.class()), (None, Class::Quiesce));
     let error = demote(Script::new().status(0x8000_0200_0000_0008));
     assert_eq!(error.class(), Class::Retry);
     let error = demote(Script::new().details(0xc000_0b0d_0000_0001, 0x7, 0x8401));
-    assert_eq!(error.entry.unwrap().state(), SeptState::NlMapped);
-    assert_eq!(error.entry.unwrap().hpa(), None);
+    assert_eq!(error.entry().unwrap().state(), SeptState::NlMapped);
+    assert_eq!(error.entry().unwrap().hpa(), None);
     let error = mem::track(&Script::new().status(0x8000_0201_0000_0000), tdr()).unwrap_err();
     assert_eq!(error.class(), Class::Quiesce);
     let script = Script::new().details(0xc000_0b00_0000_0001, 0x8000_0000_8000_00f7, 0x0401);
     let back = mem::page_aug(&script, tdr(), entry(0x4000_0000, Level::L4K), frame(0x9000_0000)).unwrap_err();
-    assert_eq!(back.error.entry.unwrap().level(), Some(Level::L2M));
+    assert_eq!(back.error.entry().unwrap().level(), Some(Level::L2M));
 }
 
 #[test]

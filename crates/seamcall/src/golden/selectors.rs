@@ -1,11 +1,14 @@
-//! Every leaf and version there is a wrapper for, by the number it sends. The images are in the modules beside this one.
+//! Every leaf and version there is a wrapper for, by the number it sends. The images are in the modules beside this
+//! one.
 
 use super::*;
 use crate::export::GpaList;
 use crate::mem::{DemotePages, L2Mode, SeptPages};
 use crate::phymem::CacheWb;
 use crate::testing::{entry, frame, gpa};
-use crate::{FieldId, Hkid, KeyIdBits, export, mem, mng, mr, phymem, sys, vp};
+use crate::{
+    Features0, FieldId, Hkid, KeyIdBits, PlatformField, TdField, export, mem, mng, mr, phymem, sys, vp,
+};
 use sept_core::Level;
 use std::vec::Vec;
 
@@ -50,8 +53,8 @@ fn every_leaf_and_version() {
         (21, selector(|t| mng::init(t, td, at))),
         (22, selector(|t| vp::init(t, vcpu, 0))),
         (0x1_0016, selector(|t| vp::init_x2apic(t, vcpu, 0, 0))),
-        (23, selector(|t| mem::page_promote(t, td, large, false))),
-        (0x1_0017, selector(|t| mem::page_promote_v1(t, td, large, false))),
+        (23, selector(|t| mem::page_promote(t, td, large))),
+        (0x1_0017, selector(|t| mem::page_promote_v1(t, td, large))),
         (24, selector(|t| phymem::page_rdmd(t, at))),
         (25, selector(|t| mem::sept_rd(t, td, large))),
         (25, selector(|t| mem::sept_rd_l2(t, td, large))),
@@ -76,8 +79,13 @@ fn every_leaf_and_version() {
         (44, selector(sys::lp_shutdown)),
         // SAFETY: a script stands for the module; it reads and takes nothing.
         (45, selector(|t| unsafe { sys::config(t, at, 1, key, false) })),
+        // SAFETY: a script stands for the module; it reads and takes nothing.
+        (0x1_002d, selector(|t| unsafe { sys::config_v1(t, at, 1, key, false, Features0::empty()) })),
         (52, selector(|t| sys::shutdown(t, 0))),
         (53, selector(sys::update)),
+        (0x1_0035, selector(|t| sys::update_v1(t, Features0::empty()))),
+        (34, selector(|t| sys::read(t, PlatformField::NUM_CMRS))),
+        (11, selector(|t| mng::read(t, td, TdField::OP_STATE))),
         (58, selector(|t| phymem::pamt_add(t, region, [page(), frame(0x300_1000)]))),
         (59, selector(|t| phymem::pamt_remove(t, region))),
         (65, selector(|t| export::blockw(t, td, GpaList::new(&mut buffer, 0, 1).unwrap()).is_ok())),
@@ -87,8 +95,8 @@ fn every_leaf_and_version() {
     for (expected, sent) in &calls {
         assert_eq!(sent, expected);
     }
-    // As many as there are documented leaves: none is missing here.
-    assert_eq!(calls.len(), 56);
+    // As many as there are documented leaves but VP.ENTER, which is no such call: none is missing here.
+    assert_eq!(calls.len(), 60);
 }
 
 /// A question for the first field: the informational status is an answer with nothing but the next field.
@@ -108,4 +116,33 @@ fn the_first_field() {
         sends(Script::new().then(reply), regs(0x1_001a, TDVPR), |t| vp::rd_next(t, tdvpr(), none)),
         expected
     );
+}
+
+/// Numbers and names of the leaves without a wrapper, and that no two are one.
+#[test]
+fn names() {
+    for (number, name) in [
+        (27, "TDH.MNG.KEY.RECLAIMID"),
+        (48, "TDH.SERVTD.BIND"),
+        (64, "TDH.EXPORT.ABORT"),
+        (74, "TDH.EXPORT.STATE.VP"),
+        (87, "TDH.IMPORT.STATE.VP"),
+        (92, "TDH.MEM.SCAN.RANGE"),
+        (95, "TDH.MEM.SCAN.RESET"),
+        (96, "TDH.MIG.STREAM.CREATE"),
+        (97, "TDH.SERVTD.REBIND"),
+        (128, "TDH.IOMMU.SETREG"),
+        (158, "TDH.MMIO.MAP"),
+        (163, "TDH.MEM.SHARED.SEPT.WR"),
+        (166, "TDH.DEVIF.MT.RD"),
+    ] {
+        assert_eq!(crate::Leaf::new(number).name(), Some(name));
+    }
+    for absent in [46, 54, 141, 149, 167, 0xfe] {
+        assert_eq!(crate::Leaf::new(absent).name(), None);
+    }
+    let mut names: Vec<_> = crate::Leaf::ALL.iter().map(|leaf| leaf.name()).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), crate::Leaf::ALL.len());
 }

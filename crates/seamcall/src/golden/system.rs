@@ -2,7 +2,7 @@ use super::*;
 use crate::export::{self, GpaList};
 use crate::sys::{self, TdmrProgress};
 use crate::testing::{entry, frame, frame_of};
-use crate::{FieldId, Hkid, mng::KeyConfig};
+use crate::{Features0, FieldId, Hkid, mng::KeyConfig};
 use sept_core::Level;
 
 fn on(rax: u64) -> Regs {
@@ -18,6 +18,8 @@ fn bring_up() {
     assert_eq!(sends(again, on(31), sys::key_config), Ok(KeyConfig::Already));
     sends(Script::new(), on(44), sys::lp_shutdown).unwrap();
     sends(Script::new(), on(53), sys::update).unwrap();
+    let expected = Regs { r9: 0x0000_8000_0000_0000, ..on(0x1_0035) };
+    sends(Script::new(), expected, |t| sys::update_v1(t, Features0::UPDATE_COMPATIBILITY)).unwrap();
     sends(Script::new(), Regs { rcx: 3, ..on(52) }, |t| sys::shutdown(t, 3)).unwrap();
 }
 
@@ -32,6 +34,10 @@ fn config() {
     // SAFETY: a script stands for the module; it reads and takes nothing.
     sends(Script::new(), expected, |t| unsafe { sys::config(t, hpa(0x4000_0200), 3, Hkid::new(32), true) })
         .unwrap();
+    let (at, key, enable) = (hpa(0x4000_0200), Hkid::new(32), Features0::NON_BLOCKING_EXPORT);
+    let expected = Regs { rax: 0x1_002d, r9: 0x0000_0200_0000_0000, ..expected };
+    // SAFETY: a script stands for the module; it reads and takes nothing.
+    sends(Script::new(), expected, |t| unsafe { sys::config_v1(t, at, 3, key, true, enable) }).unwrap();
 }
 
 #[test]
@@ -67,6 +73,15 @@ fn blockw() {
     let back = sends(script, expected, |t| export::blockw(t, tdr(), list)).unwrap_err();
     // The first entry moves on; the address stays that of the frame, whatever came back.
     assert_eq!((back.held.first(), back.held.raw()), (40, 0xff80_0000_0000_5140));
+    // Entry 100 is malformed: those before it are done.
+    let script =
+        Script::new().then(|regs| Regs { rax: 0xc000_0100_0000_0061, rcx: 0x9_9000 | 100 << 3, ..regs });
+    let back = export::blockw(&script, tdr(), back.held).unwrap_err();
+    assert_eq!((back.held.first(), back.held.raw()), (100, 0xff80_0000_0000_5320));
+    // The list as such is refused: all of it is to do.
+    let script = Script::new().then(|regs| Regs { rax: 0xc000_0100_0000_0001, rcx: 7 << 3, ..regs });
+    let back = export::blockw(&script, tdr(), back.held).unwrap_err();
+    assert_eq!(back.held.first(), 100);
     let script = Script::new().then(|regs| Regs { rax: 7, ..regs });
     assert_eq!(export::blockw(&script, tdr(), back.held).unwrap(), 7);
 
@@ -79,4 +94,12 @@ fn blockw() {
 fn unblockw() {
     let expected = Regs { rcx: 0x1000, rdx: TDR, ..on(75) };
     sends(Script::new(), expected, |t| export::unblockw(t, tdr(), entry(0x1000, Level::L4K))).unwrap();
+    // A busy entry is not described, but it is the entry: the only thing `RCX` can mean.
+    for (status, entry_busy) in
+        [(0x8000_0200_0000_0001, true), (0x8000_0200_0000_0002, false), (0xc000_0100_0000_0001, false)]
+    {
+        let script = Script::new().status(status);
+        let error = export::unblockw(&script, tdr(), entry(0x1000, Level::L4K)).unwrap_err();
+        assert_eq!(error.is_entry_busy(), entry_busy, "{error}");
+    }
 }

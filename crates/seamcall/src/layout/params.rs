@@ -8,11 +8,17 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 bitflags! {
     /// TD attributes, part of the measurement.
     ///
-    /// Source: TDX module ABI, ATTRIBUTES; `include/tdx_api_defs.h` of the module.
+    /// Source: TDX module ABI, ATTRIBUTES; `include/tdx_api_defs.h` of modules 1.5.01 to 1.5.34.
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
     pub struct Attributes: u64 {
         /// The host may read and write the TD's memory and state.
         const DEBUG = 1 << 0;
+        /// Bit 6 of modules 1.5.34 and later: platform monitoring may profile the TD.
+        const PMT_PROF = 1 << 6;
+        /// Bit 16 of modules 1.5.34 and later.
+        const ICSSD = 1 << 16;
+        /// Bit 17 of modules 1.5.34 and later: extended service TDs.
+        const SERVTDEXT = 1 << 17;
         /// Linear address space separation may be used.
         const LASS = 1 << 27;
         /// An access to a pending page exits to the host instead of raising #VE.
@@ -34,7 +40,7 @@ bitflags! {
 bitflags! {
     /// Controls that are not part of the measurement.
     ///
-    /// Source: TDX module ABI, CONFIG_FLAGS; `include/tdx_api_defs.h` of the module.
+    /// Source: TDX module ABI, CONFIG_FLAGS; `include/tdx_api_defs.h` of modules 1.5.01 to 1.5.34 and 2.0.
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
     pub struct ConfigFlags: u64 {
         /// 52-bit guest physical addresses, shared bit 51; else 48-bit, shared bit 47. Needs a 5-level S-EPT.
@@ -47,6 +53,12 @@ bitflags! {
         const MAXPA_VIRT = 1 << 3;
         /// The guest's MAXGPA is virtual.
         const MAXGPA_VIRT = 1 << 4;
+        /// TDX Connect: devices may be assigned.
+        const TDX_CONNECT = 1 << 5;
+        /// The guest may release pages (TDG.MEM.PAGE.RELEASE).
+        const PAGE_RELEASE = 1 << 6;
+        /// The guest may ask for sealing keys.
+        const SEALING = 1 << 7;
         const _ = !0;
     }
 }

@@ -159,3 +159,36 @@ fn pamt_memory() {
     assert_eq!(pamt_sizes(256 << 30, [16, 16, 1], true), Some([4096, 2 << 20, 8 << 20]));
     assert_eq!(pamt_sizes(u64::MAX, [u16::MAX; 3], false), None);
 }
+
+/// Bit positions from the module's header.
+#[test]
+fn flag_bits() {
+    for (flag, bit) in [
+        (Attributes::DEBUG, 0),
+        (Attributes::PMT_PROF, 6),
+        (Attributes::ICSSD, 16),
+        (Attributes::SERVTDEXT, 17),
+        (Attributes::LASS, 27),
+        (Attributes::SEPT_VE_DISABLE, 28),
+        (Attributes::MIGRATABLE, 29),
+        (Attributes::PKS, 30),
+        (Attributes::KL, 31),
+        (Attributes::TPA, 62),
+        (Attributes::PERFMON, 63),
+    ] {
+        assert_eq!(flag.bits(), 1 << bit);
+    }
+    let flags = [
+        ConfigFlags::GPAW_52,
+        ConfigFlags::FLEXIBLE_PENDING_VE,
+        ConfigFlags::NO_RBP_MOD,
+        ConfigFlags::MAXPA_VIRT,
+        ConfigFlags::MAXGPA_VIRT,
+        ConfigFlags::TDX_CONNECT,
+        ConfigFlags::PAGE_RELEASE,
+        ConfigFlags::SEALING,
+    ];
+    for (bit, flag) in flags.into_iter().enumerate() {
+        assert_eq!(flag.bits(), 1 << bit);
+    }
+}

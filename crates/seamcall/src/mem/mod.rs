@@ -8,6 +8,7 @@
 //! | TDR: format, in an initialised TDMR, lock, type | `OPERAND_INVALID`, `OPERAND_ADDR_RANGE_ERROR`, `OPERAND_BUSY`, `PAGE_METADATA_INCORRECT`, each `\|RDX` |
 //! | TD not fatal, keys configured, control pages there | `TD_FATAL`, `TD_KEYS_NOT_CONFIGURED`, `TDCS_NOT_ALLOCATED` |
 //! | op state: lock, value | `OPERAND_BUSY\|OP_STATE`, `OP_STATE_INCORRECT` |
+//! | 1.5.34: the TD may have been exported in another way than the module is configured for | `INCOMPATIBLE_EXPORT_MODE_TD_NON_ACCESSIBLE`, and the TD is fatal |
 //! | entry operand: level of the leaf's range, GPA private and within the TD's width | `OPERAND_INVALID\|RCX` |
 //! | S-EPT tree lock | `OPERAND_BUSY\|SEPT_TREE` |
 //! | walk to the level | `EPT_WALK_FAILED\|RCX`, with the entry that stopped it |
@@ -18,8 +19,10 @@
 //! `OPERAND_INVALID`, `OPERAND_ADDR_RANGE_ERROR`, `OPERAND_BUSY`, `PAGE_METADATA_INCORRECT` (Dynamic PAMT: or
 //! `MISSING_PAMT_PAGE_PAIR`).
 //!
-//! "Tracked" below means: the entry was blocked, then [`track`] succeeded, then every vCPU that had entered before
-//! has left. It is asked for in the op states RUNNABLE, LIVE_EXPORT and LIVE_IMPORT only.
+//! "Tracked" below means: the entry was blocked, then [`track`] succeeded, then every vCPU that had entered before has
+//! left. It is asked for in the op states RUNNABLE, LIVE_EXPORT and LIVE_IMPORT only
+//! ([`OpState::is_tracked`](crate::OpState::is_tracked)). Where devices have access to the TD (2.0),
+//! `TLB_TRACKING_NOT_DONE` may be `IOMMU_IOTLB_TRACKING_NOT_DONE` instead.
 //!
 //! Source: TDX module ABI; `src/common/helpers/helpers.c` of the module.
 

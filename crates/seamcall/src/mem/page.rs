@@ -62,7 +62,7 @@ pub(crate) fn page_add_at<T: Transport + ?Sized>(
 /// fn fault<T: Transport>(t: &T, td: Tdr, at: GpaEntry, page: Frame) -> Result<Option<Frame>, SeamcallError> {
 ///     match mem::page_aug(t, td, at, page) {
 ///         Ok(()) => Ok(None),
-///         Err(Returned { error, held }) => match error.entry.map(|entry| (entry.level(), entry.state())) {
+///         Err(Returned { error, held }) => match error.entry().map(|entry| (entry.level(), entry.state())) {
 ///             Some((level, SeptState::Mapped | SeptState::Pending)) if level == Some(at.level()) => Ok(Some(held)),
 ///             // The page is dropped, and so leaked: a host gives it back to its allocator first.
 ///             _ => Err(error),

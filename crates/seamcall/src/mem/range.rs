@@ -22,7 +22,8 @@ pub enum Blocked {
 ///
 /// # Errors
 ///
-/// The common errors and nothing else; an entry that is blocked already is [`Blocked::Already`].
+/// The common errors and nothing else, but on 1.5.34 `BLOCKING_DISALLOWED` during some exports; an entry that is
+/// blocked already is [`Blocked::Already`].
 ///
 /// Source: TDX module ABI, TDH.MEM.RANGE.BLOCK.
 #[inline]
@@ -37,12 +38,14 @@ pub fn range_block<T: Transport + ?Sized>(t: &T, td: Tdr, at: GpaEntry) -> Resul
 
 /// TDH.MEM.RANGE.UNBLOCK (39): shows `at` again.
 ///
-/// Operands: `RCX` entry (any level), `RDX` TDR. Op states as [`range_block`]. Entry NL_BLOCKED, BLOCKED or PENDING_BLOCKED; tracked while the TD
-/// runs. Write-blocking is forgotten: the result is MAPPED or PENDING. Tree lock exclusive.
+/// Operands: `RCX` entry (any level), `RDX` TDR. Op states as [`range_block`]. Entry NL_BLOCKED, BLOCKED or
+/// PENDING_BLOCKED; tracked while the TD runs. Write-blocking is forgotten: the result is MAPPED or PENDING. Tree lock
+/// exclusive.
 ///
 /// # Errors
 ///
-/// The common errors, then `TLB_TRACKING_NOT_DONE` with operand `SEPT_TREE` (1.5.01) or `RCX` (later).
+/// The common errors, then `TLB_TRACKING_NOT_DONE` with operand `SEPT_TREE` (1.5.01) or `RCX` (later). 1.5.34,
+/// configured for non-blocking export, does not take it in PAUSED_EXPORT (`OP_STATE_INCORRECT` with the state).
 ///
 /// Source: TDX module ABI, TDH.MEM.RANGE.UNBLOCK.
 #[inline]

@@ -1,6 +1,6 @@
 //! Table pages: SEPT.ADD, SEPT.RD, SEPT.REMOVE.
 
-use crate::operand::{Removed, invoke_at, mapping, optional_page};
+use crate::operand::{Removed, UNUSED, invoke_at, mapping, optional_page};
 use crate::{EntryInfo, Leaf, NULL_PA, Operand, Regs, SeamcallError, Tdr, Transport, error::require_level};
 use bitflags::bitflags;
 use sept_core::{Frame, GpaEntry, Hpa, Level, Returned};
@@ -56,10 +56,12 @@ pub struct SeptPages {
 }
 
 impl SeptPages {
-    /// The pages whose registers were not consumed.
+    /// The pages that are left over: those that their register still names, with or without the flag "not needed". One
+    /// that was consumed reads NULL_PA.
     fn unconsumed(self, out: &Regs) -> Self {
         let [l2_1, l2_2, l2_3] = self.l2;
-        let keep = |page: Option<Frame>, register: u64| page.filter(|_| register != NULL_PA);
+        let keep =
+            |page: Option<Frame>, register: u64| page.filter(|page| register & !UNUSED == page.hpa().raw());
         Self { l1: keep(self.l1, out.r8), l2: [keep(l2_1, out.r9), keep(l2_2, out.r10), keep(l2_3, out.r11)] }
     }
 }

@@ -1,7 +1,7 @@
 //! Changing the size of a mapping: DEMOTE, PROMOTE.
 
 use super::RemovedTable;
-use crate::operand::{Removed, invoke_at, mapping};
+use crate::operand::{Removed, UNUSED, invoke_at, mapping};
 use crate::{Leaf, NULL_PA, Operand, Regs, SeamcallError, Status, Tdr, Transport, error::require_level};
 use sept_core::{Frame, GpaEntry, Hpa, Level, Returned, Tainted};
 
@@ -23,7 +23,8 @@ pub enum L2Mode {
 pub enum MaybeTainted {
     /// Untouched.
     Clean(Frame),
-    /// Written under the TD's key: write back its cache lines and overwrite it before other use.
+    /// Written under the TD's key (by MNG.CREATE under the module's global one): write back its cache lines and
+    /// overwrite it before other use.
     Tainted(Frame<Tainted>),
 }
 
@@ -74,7 +75,11 @@ impl DemotePages {
     }
 
     #[inline]
-    fn check(&self, leaf: Leaf) -> Result<(), SeamcallError> {
+    fn check(&self, leaf: Leaf, at: GpaEntry) -> Result<(), SeamcallError> {
+        // Elsewhere the module does not look at the pair, and it would be lost.
+        if self.pair.is_some() && at.level() != Level::L2M {
+            return Err(SeamcallError::refused(leaf, Some(at), Operand::R12));
+        }
         let [l2_1, l2_2, l2_3] = &self.l2;
         let [pair_0, pair_1] = match &self.pair {
             Some([first, second]) => [Some(first), Some(second)],
@@ -107,11 +112,11 @@ impl DemotePages {
 ///
 /// # Errors
 ///
-/// The pages come back, as tainted: the module fills the table before its last checks. The common errors, then
-/// `GPA_RANGE_NOT_BLOCKED|RCX` with the entry, `TLB_TRACKING_NOT_DONE|RCX`, page errors on `R8`; for each L2 VM
-/// `L2_SEPT_PAGE_NOT_PROVIDED` or page errors; *from here on the pages have been written*: `L2_SEPT_WALK_FAILED`,
-/// `INTERRUPTED_RESTARTABLE`, `OPERAND_BUSY|RCX` without an entry (PAMT lock of the page that is split), page errors
-/// and `PAGE_NOT_FREE` on `R12` and `R13`.
+/// The pages come back, as tainted: the module fills the table before its last checks. `NOT_ISSUED|R12` for a pair
+/// with a page that is not 2M. The common errors, then `GPA_RANGE_NOT_BLOCKED|RCX` with the entry,
+/// `TLB_TRACKING_NOT_DONE|RCX`, page errors on `R8`; for each L2 VM `L2_SEPT_PAGE_NOT_PROVIDED` or page errors; *from
+/// here on the pages have been written*: `L2_SEPT_WALK_FAILED`, `INTERRUPTED_RESTARTABLE`, `OPERAND_BUSY|RCX` without
+/// an entry (PAMT lock of the page that is split), page errors and `PAGE_NOT_FREE` on `R12` and `R13`.
 ///
 /// ```
 /// use seamcall::{SeamcallError, Status, Tdr, Transport, mem::{self, DemotePages, L2Mode}};
@@ -138,7 +143,6 @@ impl DemotePages {
 ///
 /// Source: TDX module ABI, TDH.MEM.PAGE.DEMOTE; `src/vmm_dispatcher/api_calls/tdh_mem_page_demote.c`.
 #[inline]
-#[expect(clippy::result_large_err, reason = "the error gives back up to six frames")]
 pub fn page_demote<T: Transport + ?Sized>(
     t: &T,
     td: Tdr,
@@ -146,7 +150,7 @@ pub fn page_demote<T: Transport + ?Sized>(
     mode: L2Mode,
     mut pages: DemotePages,
 ) -> Result<[Option<Frame>; 3], Returned<SeamcallError, DemotePages>> {
-    if let Err(error) = pages.check(Leaf::MEM_PAGE_DEMOTE) {
+    if let Err(error) = pages.check(Leaf::MEM_PAGE_DEMOTE, at) {
         return Err(Returned { error, held: pages });
     }
     let l2 = pages.l2.each_ref().map(|page| page.as_ref().map_or(NULL_PA, |page| page.hpa().raw()));
@@ -154,7 +158,10 @@ pub fn page_demote<T: Transport + ?Sized>(
     match page_demote_at(t, td, at, mode, pages.table.hpa(), l2, pair) {
         Ok(out) => {
             let [one, two, three] = pages.l2;
-            let unused = |page: Option<Frame>, register: u64| page.filter(|_| register & UNUSED != 0);
+            // Exactly: a page that is given back by mistake would have two owners.
+            let unused = |page: Option<Frame>, register: u64| {
+                page.filter(|page| register == page.hpa().raw() | UNUSED)
+            };
             Ok([unused(one, out.r9), unused(two, out.r10), unused(three, out.r11)])
         }
         Err(error) => {
@@ -163,9 +170,6 @@ pub fn page_demote<T: Transport + ?Sized>(
         }
     }
 }
-
-/// Set in `R9` to `R11` when the page was not used.
-const UNUSED: u64 = 1 << 63;
 
 #[inline]
 pub(crate) fn page_demote_at<T: Transport + ?Sized>(
@@ -199,9 +203,10 @@ pub struct Promoted {
 }
 
 impl Promoted {
-    fn from_output(out: &Regs, at: GpaEntry, dynamic_pamt: bool) -> Self {
+    fn from_output(out: &Regs, at: GpaEntry) -> Self {
         let page = |raw| Hpa::truncate(raw).align_down(Level::L4K);
-        let pair = dynamic_pamt && at.level() == Level::L2M;
+        // Both went in as 0, and come out so where they are no outputs.
+        let pair = at.level() == Level::L2M && (out.r12 | out.r13) != 0;
         Self {
             table: Removed::from_register(out.rcx),
             pair: if pair { Some([page(out.r12), page(out.r13)]) } else { None },
@@ -211,11 +216,11 @@ impl Promoted {
 
 /// TDH.MEM.PAGE.PROMOTE (23), version 0: merges the 512 pages of the table at `at` into one, content kept.
 ///
-/// Operands: `RCX` entry (2M or 1G: the level of the merged page), `RDX` TDR. Outputs: `RCX` page of the table;
-/// `R12` and `R13` the page pair if `dynamic_pamt` and the merged page is 2 MiB. Op states as [`page_demote`]. Entry
+/// Operands: `RCX` entry (2M or 1G: the level of the merged page), `RDX` TDR. Outputs: `RCX` page of the table; `R12`
+/// and `R13` the page pair, with Dynamic PAMT and if the merged page is 2 MiB. Op states as [`page_demote`]. Entry
 /// NL_BLOCKED and tracked while the TD runs, else also NL_MAPPED; the children all MAPPED or all PENDING, contiguous
-/// and aligned. Afterwards it is MAPPED or PENDING: nothing is left to unblock. Tree lock shared; exclusive on
-/// newer modules. For a partitioned TD use [`page_promote_v1`]: version 0 does not report pages of L2 tables.
+/// and aligned. Afterwards it is MAPPED or PENDING: nothing is left to unblock. Tree lock shared; exclusive on newer
+/// modules. For a partitioned TD use [`page_promote_v1`]: version 0 does not report pages of L2 tables.
 ///
 /// # Errors
 ///
@@ -226,14 +231,9 @@ impl Promoted {
 ///
 /// Source: TDX module ABI, TDH.MEM.PAGE.PROMOTE; `src/vmm_dispatcher/api_calls/tdh_mem_page_promote.c`.
 #[inline]
-pub fn page_promote<T: Transport + ?Sized>(
-    t: &T,
-    td: Tdr,
-    at: GpaEntry,
-    dynamic_pamt: bool,
-) -> Result<Promoted, SeamcallError> {
+pub fn page_promote<T: Transport + ?Sized>(t: &T, td: Tdr, at: GpaEntry) -> Result<Promoted, SeamcallError> {
     let out = invoke_at(t, Leaf::MEM_PAGE_PROMOTE, at, mapping(td, at))?;
-    Ok(Promoted::from_output(&out, at, dynamic_pamt))
+    Ok(Promoted::from_output(&out, at))
 }
 
 /// TDH.MEM.PAGE.PROMOTE (23), version 1: as [`page_promote`], and reports the pages of L2 tables.
@@ -250,8 +250,7 @@ pub fn page_promote_v1<T: Transport + ?Sized>(
     t: &T,
     td: Tdr,
     at: GpaEntry,
-    dynamic_pamt: bool,
 ) -> Result<(Promoted, [Option<Removed>; 3]), SeamcallError> {
     let out = invoke_at(t, Leaf::MEM_PAGE_PROMOTE.version(1), at, mapping(td, at))?;
-    Ok((Promoted::from_output(&out, at, dynamic_pamt), RemovedTable::from_output(&out).l2))
+    Ok((Promoted::from_output(&out, at), RemovedTable::from_output(&out).l2))
 }

@@ -36,8 +36,8 @@ pub fn write_back<T: Transport + ?Sized>(
 
 /// [`page_reclaim`] of everything in `pages` 4 KiB pages from `first` on, at the sizes it was used at.
 ///
-/// `reclaimed` hears of each page, with its first address. Pages that are not assigned or reserved are passed over. The TDR
-/// of a TD goes last: leave it out of the range, or call again for it.
+/// `reclaimed` hears of each page, with its first address. Pages that are not assigned or reserved are passed over.
+/// The TDR of a TD goes last: leave it out of the range, or call again for it.
 ///
 /// # Errors
 ///
@@ -55,8 +55,14 @@ pub fn reclaim<T: Transport + ?Sized>(
         let stopped = |error| Stopped { at, error };
         let info = page_rdmd(t, at).map_err(stopped)?;
         let level = info.level.unwrap_or(Level::L4K);
-        if info.has_children || matches!(info.page_type, PageType::NotAssigned | PageType::Reserved) {
+        if info.has_children || info.page_type == PageType::Reserved {
             index = index.saturating_add(1);
+            continue;
+        }
+        if info.page_type == PageType::NotAssigned {
+            // Dynamic PAMT: without a page pair nothing in the whole 2 MiB is in use.
+            let into = at.raw().saturating_sub(at.align_down(level).raw()) >> Level::L4K.shift();
+            index = index.saturating_add(level.pages().saturating_sub(into));
             continue;
         }
         if !at.is_aligned(level) || level.pages() > left {

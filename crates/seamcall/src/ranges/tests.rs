@@ -64,6 +64,17 @@ fn reclaim_passes_over_the_header_of_a_region_that_is_split() {
 }
 
 #[test]
+fn reclaim_passes_over_a_region_without_a_pair_at_once() {
+    // Dynamic PAMT: RDMD stops at the 2 MiB entry. The range begins in the middle of one.
+    let empty = |regs: Regs| Regs { rax: 0, rcx: 0, r8: 1, ..regs };
+    let script = used(Script::new().then(empty).then(empty), 0);
+    let mut seen = Vec::new();
+    reclaim(&script, hpa(0x8000_3000), 509 + 512 + 1, |page, _| seen.push(page.raw())).unwrap();
+    assert_eq!(seen, [0x8040_0000]);
+    assert_eq!(rcx(&script), [0x8000_3000, 0x8020_0000, 0x8040_0000, 0x8040_0000]);
+}
+
+#[test]
 fn add_gives_the_refused_page_back() {
     let range = GpaRange::new(gpa(0x1000), 0x4000).unwrap();
     let script = Script::new().status(0).status(BUSY);

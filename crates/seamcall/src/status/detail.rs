@@ -3,9 +3,13 @@
 use super::{SOFTWARE_CLASS, Status};
 use core::fmt;
 
+/// Statuses of this class name a place in a list of fields, not an operand.
+const METADATA_CLASS: u8 = 0x0c;
+
 /// What a status was about: a register, a field of a structure, or a lock.
 ///
-/// Source: TDX module ABI, "Function Completion Status: Operand IDs".
+/// Source: TDX module ABI, "Function Completion Status: Operand IDs"; `include/auto_gen/tdx_error_codes_defs.h` of the
+/// module, versions 1.5.01, 1.5.34 and 2.0.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Operand(u32);
 
@@ -62,6 +66,11 @@ operands! {
     GPA_LIST_ENTRY = 97;
     MIG_BUFF_LIST_ENTRY = 98;
     NEW_PAGE_LIST_ENTRY = 99;
+    KEYNAME = 100;
+    MEM_SCAN_CONTEXT = 105;
+    GPA_RANGE_LIST_ENTRY = 106;
+    GPA_LIST_INFO_ENTRY = 107;
+    KEYSIZE_BITMAP = 108;
     TDR = 128;
     TDCX = 129;
     TDVPR = 130;
@@ -77,12 +86,20 @@ operands! {
     OP_STATE = 172;
     MIG = 173;
     SERVTD_BINDINGS = 174;
+    PASID_TRK = 175;
     METADATA_FIELD = 176;
+    NUM_VCPUS = 177;
+    CPUID_FIXED0_BITMAP = 178;
     SYS = 184;
     TDMR = 185;
     KOT = 186;
     KET = 187;
     WBCACHE = 188;
+    MEM_SCAN_STATE = 190;
+    PASIDMT = 256;
+    MMIOMT = 257;
+    SPDMMT = 258;
+    DMAR = 320;
 }
 
 impl Operand {
@@ -135,7 +152,13 @@ pub enum Detail {
     Tdmr([u8; 4]),
     /// A CPUID leaf.
     Cpuid(u32),
-    /// How many: entries with a problem (EXPORT.BLOCKW), or which page of a pair (PAMT.REMOVE).
+    /// The address of an MSR.
+    Msr(u32),
+    /// The op state of the TD or the state of the vCPU that was found.
+    State(u32),
+    /// The x2APIC id that another vCPU has.
+    X2ApicId(u32),
+    /// How many: which page of a pair (PAMT.REMOVE), how many key ids (SYS.INIT).
     Count(u32),
     /// A VMX exit reason (VP.ENTER).
     ExitReason(u32),
@@ -154,6 +177,9 @@ impl Detail {
             Self::Tdmr(bytes) => u32::from_le_bytes(bytes),
             Self::Level(raw)
             | Self::Cpuid(raw)
+            | Self::Msr(raw)
+            | Self::State(raw)
+            | Self::X2ApicId(raw)
             | Self::Count(raw)
             | Self::ExitReason(raw)
             | Self::Other(raw) => raw,
@@ -170,6 +196,9 @@ impl fmt::Display for Detail {
             Self::L2 { vm, level } => write!(f, "|VM {vm} level {level}"),
             Self::Tdmr([index, other, ..]) => write!(f, "|TDMR {index}, {other}"),
             Self::Cpuid(leaf) => write!(f, "|CPUID {leaf:#x}"),
+            Self::Msr(address) => write!(f, "|MSR {address:#x}"),
+            Self::State(state) => write!(f, "|state {state}"),
+            Self::X2ApicId(id) => write!(f, "|x2APIC id {id}"),
             Self::Count(count) => write!(f, "|{count}"),
             Self::ExitReason(reason) => write!(f, "|exit reason {reason}"),
             Self::Other(raw) => write!(f, "|{raw:#x}"),
@@ -194,6 +223,7 @@ impl Status {
             }
             Self::PAGE_SIZE_MISMATCH | Self::PAGE_ALREADY_ACCEPTED => Detail::Level(raw),
             Self::PAMT_PAGE_NOT_EMPTY => Detail::Count(raw),
+            Self::X2APIC_ID_NOT_UNIQUE => Detail::X2ApicId(raw),
             Self::SUCCESS => Detail::ExitReason(raw),
             Self::INCORRECT_CPUID_VALUE
             | Self::INCONSISTENT_CPUID_FIELD
@@ -208,7 +238,9 @@ impl Status {
             | Self::INVALID_RESERVED_IN_TDMR
             | Self::NON_ORDERED_RESERVED_IN_TDMR => Detail::Tdmr([b0, b1, b2, b3]),
             _ if raw == 0 => Detail::None,
-            Self::OP_STATE_INCORRECT => Detail::Other(raw),
+            Self::OP_STATE_INCORRECT | Self::VCPU_STATE_INCORRECT => Detail::State(raw),
+            Self::INCORRECT_MSR_VALUE | Self::INCONSISTENT_MSR => Detail::Msr(raw),
+            Self::NUM_ACTIVATED_HKIDS_NOT_SUPPORTED => Detail::Count(raw),
             Self::NON_RECOVERABLE_VCPU
             | Self::NON_RECOVERABLE_TD
             | Self::NON_RECOVERABLE_TD_NON_ACCESSIBLE
@@ -219,6 +251,10 @@ impl Status {
             | Self::L2_EXIT_HOST_ROUTED_ASYNC
             | Self::TD_EXIT_ON_L2_VM_EXIT
             | Self::TD_EXIT_ON_L2_TO_L1 => Detail::ExitReason(raw),
+            Self::TD_VMCS_FIELD_NOT_INITIALIZED | Self::TD_VMCS_FIELD_ERROR | Self::SMRR_OVERLAPS_CMR => {
+                Detail::Other(raw)
+            }
+            _ if self.class_number() == METADATA_CLASS => Detail::Other(raw),
             _ if self.name().is_none() || self.class_number() == SOFTWARE_CLASS => Detail::Other(raw),
             _ => Detail::Operand(Operand(raw)),
         }

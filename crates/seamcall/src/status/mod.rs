@@ -104,7 +104,8 @@ impl Status {
 
     /// Whether repeating the same call can ever succeed, by the module's own bits.
     ///
-    /// [`Status::class`] is the better question: `TD_KEYS_NOT_CONFIGURED`, for one, is "recoverable" and never recovers.
+    /// [`Status::class`] is the better question: `TD_KEYS_NOT_CONFIGURED`, for one, is "recoverable" and never
+    /// recovers.
     #[must_use]
     pub const fn is_recoverable(self) -> bool {
         self.0 & NON_RECOVERABLE == 0
@@ -134,7 +135,14 @@ impl Status {
             | Self::WBCACHE_NOT_COMPLETE
             | Self::MISSING_PAMT_PAGE_PAIR
             | Self::INTERRUPTED_PAMT
-            | Self::BLOCKED_MEMORY_EXISTS => Class::Caller,
+            | Self::BLOCKED_MEMORY_EXISTS
+            | Self::MEM_SCAN_FAILED_BLOCKED_RANGE
+            | Self::MEM_SCAN_FAILED_OTHER_THREAD
+            | Self::MEM_SCAN_CONFIG_REQUIRED
+            | Self::MEM_SCAN_ALREADY_SUCCESSFUL
+            | Self::MEM_SCAN_DCHECK_NOT_DONE
+            | Self::UNEXPORTED_MEMORY_REMAINS
+            | Self::IOMMU_ECMD_ERROR => Class::Caller,
             Self::SYS_SHUTDOWN => Class::Fatal,
             _ if self.class_number() == SOFTWARE_CLASS => {
                 if self.is(Self::NOT_ISSUED) {

@@ -1,5 +1,6 @@
+use super::table::TABLE;
 use super::*;
-use std::string::ToString;
+use std::{string::ToString, vec::Vec};
 
 /// The encoding vectors: value, name, detail, class.
 #[test]
@@ -68,20 +69,138 @@ fn informational_is_neither_error_nor_silence() {
 }
 
 #[test]
-fn every_code_has_one_name_and_survives() {
-    let mut names: std::vec::Vec<_> = Status::ALL.iter().map(|status| status.name().unwrap()).collect();
-    assert_eq!(names.len(), 184);
-    names.sort_unstable();
-    names.dedup();
-    assert_eq!(names.len(), 184);
-    for code in Status::ALL {
-        assert_eq!(code.code(), *code);
-        for low in [0, 1, 8, 0x92, 0x0002_0001, u32::MAX] {
-            let status = Status::from_raw(code.raw() | u64::from(low));
-            assert_eq!(status.detail().raw(), low, "{status}");
-            assert_eq!(status.code().with_detail(status.detail()), status);
-            assert_eq!(status.name(), code.name());
+fn every_value_is_decoded_and_encoded_again() {
+    for &(value, name, class) in TABLE {
+        let plain = Status::from_raw(value);
+        assert_eq!((plain.raw(), plain.name()), (value, Some(name)));
+        assert!(plain.to_string().starts_with(name), "{plain}");
+        assert_eq!((plain.class(), plain.is_success()), (class, class.is_none()), "{name}");
+        assert_eq!(plain.is_recoverable(), value >> 62 & 1 == 0, "{name}");
+        assert_eq!(u64::from(plain.class_number()), value >> 40 & 0xff, "{name}");
+        for detail in [0, 1, 2, 8, 13, 0x80, 0x92, 0xac, 0x0002_0001, 0x0403_0201, u32::MAX] {
+            let status = Status::from_raw(value | u64::from(detail));
+            assert!(status.is(plain) && status.code() == plain, "{name}");
+            assert_eq!((status.detail().raw(), status.name()), (detail, Some(name)));
+            assert_eq!(plain.with_detail(status.detail()).raw(), value | u64::from(detail));
         }
+    }
+}
+
+#[test]
+fn the_table_and_the_crate_name_the_same_codes() {
+    let mut listed: Vec<u64> = TABLE.iter().map(|row| row.0).collect();
+    let mut named: Vec<u64> = Status::ALL.iter().map(|code| code.raw()).collect();
+    listed.sort_unstable();
+    named.sort_unstable();
+    assert_eq!(listed, named);
+    named.dedup();
+    assert_eq!(listed.len(), named.len());
+}
+
+/// Operand ids, by number.
+#[test]
+fn operand_ids() {
+    let table = [
+        (0, "RAX"),
+        (1, "RCX"),
+        (2, "RDX"),
+        (3, "RBX"),
+        (5, "RBP"),
+        (6, "RSI"),
+        (7, "RDI"),
+        (8, "R8"),
+        (9, "R9"),
+        (10, "R10"),
+        (11, "R11"),
+        (12, "R12"),
+        (13, "R13"),
+        (14, "R14"),
+        (15, "R15"),
+        (64, "ATTRIBUTES"),
+        (65, "XFAM"),
+        (66, "CONFIG_FLAGS"),
+        (67, "EPTP_CONTROLS"),
+        (68, "MAX_VCPUS"),
+        (69, "CPUID_CONFIG"),
+        (70, "TSC_FREQUENCY"),
+        (71, "NUM_L2_VMS"),
+        (72, "IA32_ARCH_CAPABILITIES_CONFIG"),
+        (95, "PAGE"),
+        (96, "TDMR_INFO_PA"),
+        (97, "GPA_LIST_ENTRY"),
+        (98, "MIG_BUFF_LIST_ENTRY"),
+        (99, "NEW_PAGE_LIST_ENTRY"),
+        (100, "KEYNAME"),
+        (105, "MEM_SCAN_CONTEXT"),
+        (106, "GPA_RANGE_LIST_ENTRY"),
+        (107, "GPA_LIST_INFO_ENTRY"),
+        (108, "KEYSIZE_BITMAP"),
+        (128, "TDR"),
+        (129, "TDCX"),
+        (130, "TDVPR"),
+        (132, "REG_PAGE"),
+        (144, "TDCS"),
+        (145, "TDVPS"),
+        (146, "SEPT_TREE"),
+        (147, "SEPT_ENTRY"),
+        (168, "RTMR"),
+        (169, "TD_EPOCH"),
+        (170, "L2_VAPIC_GPA"),
+        (171, "MIGSC"),
+        (172, "OP_STATE"),
+        (173, "MIG"),
+        (174, "SERVTD_BINDINGS"),
+        (175, "PASID_TRK"),
+        (176, "METADATA_FIELD"),
+        (177, "NUM_VCPUS"),
+        (178, "CPUID_FIXED0_BITMAP"),
+        (184, "SYS"),
+        (185, "TDMR"),
+        (186, "KOT"),
+        (187, "KET"),
+        (188, "WBCACHE"),
+        (190, "MEM_SCAN_STATE"),
+        (256, "PASIDMT"),
+        (257, "MMIOMT"),
+        (258, "SPDMMT"),
+        (320, "DMAR"),
+    ];
+    for (id, name) in table {
+        assert_eq!((Operand::new(id).name(), Operand::new(id).id()), (Some(name), id));
+        let status = Status::OPERAND_INVALID.with_detail(Detail::Operand(Operand::new(id)));
+        assert_eq!(status.raw(), 0xc000_0100_0000_0000 | u64::from(id));
+        assert_eq!(status.operand(), Some(Operand::new(id)));
+    }
+    assert_eq!(Operand::ALL.len(), table.len());
+}
+
+/// The shapes of a detail that are no operand.
+#[test]
+fn details_of_each_shape() {
+    for (raw, detail) in [
+        (0xc000_0b0f_0001_0001, Detail::L2 { vm: 1, level: 1 }),
+        (0xc000_0b10_0003_0002, Detail::L2 { vm: 3, level: 2 }),
+        (0xc000_0b0b_0000_0001, Detail::Level(1)),
+        (0x0000_0b0a_0000_0001, Detail::Level(1)),
+        // TDMR 5: the PAMT for 2 MiB pages; reserved area 7; overlap of its 4 KiB PAMT with TDMR 9.
+        (0xc000_0a10_0000_0105, Detail::Tdmr([5, 1, 0, 0])),
+        (0xc000_0a20_0000_0705, Detail::Tdmr([5, 7, 0, 0])),
+        (0xc000_0a12_0009_0005, Detail::Tdmr([5, 0, 9, 0])),
+        (0xc000_0900_0000_001f, Detail::Cpuid(0x1f)),
+        (0xc000_0306_0000_0001, Detail::Count(1)),
+        (0x0000_0000_0000_0030, Detail::ExitReason(48)),
+        (0x6000_0002_0000_0030, Detail::ExitReason(48)),
+        (0xc000_0608_0000_0004, Detail::State(4)),
+        (0xc000_0700_0000_0002, Detail::State(2)),
+        // IA32_TSC_ADJUST differs.
+        (0xc000_0920_0000_003b, Detail::Msr(0x3b)),
+        (0xc000_0921_0000_01a0, Detail::Msr(0x1a0)),
+        (0xc000_0621_0000_0000, Detail::X2ApicId(0)),
+        (0xc000_0825_0000_0040, Detail::Count(64)),
+        (0xc000_0c00_ffff_0003, Detail::Other(0xffff_0003)),
+        (0x8000_0201_0000_0000, Detail::None),
+    ] {
+        assert_eq!(Status::from_raw(raw).detail(), detail, "{raw:#x}");
     }
 }
 

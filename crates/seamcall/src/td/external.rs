@@ -179,7 +179,7 @@ impl<T: Transport, S: Shootdown, L: TreeLock, O: Observe> External for Td<T, S, 
             return Ok(());
         };
         let Some(region) = region else { return Err(Returned { error: cause.into(), held: pages }) };
-        let error = match self.retried(|| phymem::pamt_remove(&self.transport, region)) {
+        let error = match self.completed(|| phymem::pamt_remove(&self.transport, region)) {
             Ok(_) => {
                 pages.pair_tainted = true;
                 cause.into()
@@ -201,7 +201,7 @@ impl<T: Transport, S: Shootdown, L: TreeLock, O: Observe> External for Td<T, S, 
         let removed = self.exclusive(|| mem::sept_remove(&self.transport, self.tdr(), at))?;
         let mut metadata = [None; 2];
         if let (true, Some(region)) = (self.wants_pair(at, backing), backing) {
-            metadata = match self.retried(|| phymem::pamt_remove(&self.transport, region)) {
+            metadata = match self.completed(|| phymem::pamt_remove(&self.transport, region)) {
                 Ok(pair) => pair.map(Some),
                 // Then none came with this table; whoever remembers one will miss it.
                 Err(error) if error.status.is(Status::NO_PAMT_PAGE_PAIR) => [None; 2],
@@ -269,7 +269,9 @@ impl<T: Transport, S: Shootdown, L: TreeLock, O: Observe> External for Td<T, S, 
     fn split(&self, at: GpaEntry, mut pages: TablePages) -> Result<(), Returned<TdError, TablePages>> {
         let (t, td, table) = (&self.transport, self.tdr(), pages.table.hpa());
         let pair = pages.pair_addresses();
-        let result = if self.description.dynamic_pamt && at.level() == Level::L2M && pair.is_none() {
+        // A pair too few is refused late by the module, and one too many is lost to it.
+        let paired = self.description.dynamic_pamt && at.level() == Level::L2M;
+        let result = if pair.is_some() != paired {
             Err(SeamcallError::refused(Leaf::MEM_PAGE_DEMOTE, Some(at), Operand::R12))
         } else {
             self.shared(|| mem::page_demote_at(t, td, at, L2Mode::All, table, [NULL_PA; 3], pair))
@@ -282,8 +284,7 @@ impl<T: Transport, S: Shootdown, L: TreeLock, O: Observe> External for Td<T, S, 
 
     /// PAGE.PROMOTE version 0, under the budget.
     fn merge(&self, at: GpaEntry, _: Hpa) -> Result<Donated, TdError> {
-        let dynamic_pamt = self.description.dynamic_pamt;
-        let call = || mem::page_promote(&self.transport, self.tdr(), at, dynamic_pamt);
+        let call = || mem::page_promote(&self.transport, self.tdr(), at);
         let promoted =
             if self.description.promote_exclusive { self.exclusive(call) } else { self.shared(call) }?;
         let metadata = promoted.pair.map_or([None; 2], |pair| pair.map(Some));

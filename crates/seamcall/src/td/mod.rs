@@ -26,7 +26,7 @@ impl RetryBudget {
     /// Enough for what other CPUs do in passing.
     pub const DEFAULT: Self = Self { busy: 64, restartable: 64 };
 
-    /// Every refusal comes out at once.
+    /// Every refusal comes out at once; but a [`Td`] that has made half of a change still tries to make the other.
     pub const NONE: Self = Self { busy: 0, restartable: 0 };
 
     /// Whether the call that `error` refused is worth making once more with the same operands; takes one repetition
@@ -62,6 +62,15 @@ impl RetryBudget {
             }
             None => false,
         }
+    }
+}
+
+impl RetryBudget {
+    const fn at_least(self, floor: Self) -> Self {
+        const fn larger(a: u32, b: u32) -> u32 {
+            if a > b { a } else { b }
+        }
+        Self { busy: larger(self.busy, floor.busy), restartable: larger(self.restartable, floor.restartable) }
     }
 }
 
@@ -209,8 +218,9 @@ impl<O: Observe + ?Sized> Observe for &O {
 /// One TD: where to call, how to make its vCPUs leave, and the section around each call.
 ///
 /// As [`External`](sept_core::External), it makes each change of one S-EPT entry. All its retries are bounded by
-/// [`TdDescription::budget`]; the section is held for one SEAMCALL at a time. When it gives up because the lock of an entry
-/// was taken, it reads the entry (SEPT.RD, under the same budget), so that the module lets the guest accept it again.
+/// [`TdDescription::budget`]; the section is held for one SEAMCALL at a time. When it gives up because the lock of an
+/// entry was taken, it reads the entry (SEPT.RD, under the same budget), so that the module lets the guest accept it
+/// again.
 #[derive(Debug)]
 pub struct Td<T, S, L = (), O = ()> {
     transport: T,
@@ -316,8 +326,21 @@ impl<T: Transport, S: Shootdown, L: TreeLock, O: Observe> Td<T, S, L, O> {
         result
     }
 
+    /// The second half of a change, or the way back from the first: repeated at least as often as the default budget
+    /// says, for a refusal would leave the change half done.
+    fn completed<R>(&self, call: impl Fn() -> Result<R, SeamcallError>) -> Result<R, SeamcallError> {
+        self.spending(self.description.budget.at_least(RetryBudget::DEFAULT), call)
+    }
+
     fn repeated<R>(&self, call: impl Fn() -> Result<R, SeamcallError>) -> Result<R, SeamcallError> {
-        let mut budget = self.description.budget;
+        self.spending(self.description.budget, call)
+    }
+
+    fn spending<R>(
+        &self,
+        mut budget: RetryBudget,
+        call: impl Fn() -> Result<R, SeamcallError>,
+    ) -> Result<R, SeamcallError> {
         loop {
             match call() {
                 Err(error) if budget.spend(&error) => {

@@ -240,6 +240,26 @@ fn unlink_takes_the_pair_last() {
     assert_eq!(td.unlink(two_mib(), Some(hpa(BACKING))).unwrap().metadata, [None; 2]);
 }
 
+/// A caller without patience wants its refusals at once, but not a change that is half made.
+#[test]
+fn the_other_half_is_tried_without_a_budget() {
+    let impatient =
+        |script| with(script, description().with_dynamic_pamt(true).with_budget(RetryBudget::NONE));
+    let busy = 0x8000_0200_0000_0001;
+    let pair = |regs: Regs| Regs { rax: 0, rdx: 0x300_0000, r8: 0x300_1000, ..regs };
+    let td = impatient(Script::new().details(0, 0x200_0000, 0).status(busy).status(busy).then(pair));
+    let donated = td.unlink(two_mib(), Some(hpa(BACKING))).unwrap();
+    assert_eq!(donated.metadata, [Some(hpa(0x300_0000)), Some(hpa(0x300_1000))]);
+    assert_eq!(td.transport().leaves(), [30, 59, 59, 59]);
+
+    let td = impatient(Script::new().status(0).status(busy).status(busy).then(pair));
+    let pages = td.gather(two_mib(), Some(hpa(BACKING)), &mut shelf()).unwrap();
+    let back = td.link(two_mib(), Some(hpa(BACKING)), pages).unwrap_err();
+    assert_eq!(back.error.class(), Class::Quiesce);
+    assert_eq!(td.transport().leaves(), [58, 3, 59, 59]);
+    assert_eq!(td.addresses(&back.held).metadata, [Some(hpa(0x300_0000)), Some(hpa(0x300_1000))]);
+}
+
 #[test]
 fn unmap_names_the_page() {
     let td = td(Script::new().details(0, BACKING | 1 << 62, 0).details(0, BACKING, 0));
@@ -313,6 +333,17 @@ fn split_without_its_pair_makes_no_call() {
     assert_eq!(error.status.operand(), Some(Operand::R12));
     assert!(td.transport().calls().is_empty());
     td.scatter(back.held, &mut |_| panic!("clean"), &mut Shelf::default());
+}
+
+#[test]
+fn split_of_a_larger_page_takes_no_pair() {
+    let td = dynamic(Script::new());
+    let pages = td.gather(two_mib(), Some(hpa(BACKING)), &mut shelf()).unwrap();
+    let back = td.split(entry(0x4000_0000, Level::L1G), pages).unwrap_err();
+    assert!(td.transport().calls().is_empty());
+    let mut store = Shelf::default();
+    td.scatter(back.held, &mut |_| panic!("clean"), &mut store);
+    assert_eq!(store.0.len(), 3);
 }
 
 #[test]

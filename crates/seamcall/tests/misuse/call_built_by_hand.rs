@@ -1,7 +1,7 @@
 //! A call cannot be put together from its fields.
 use seamcall::{Call, Regs};
 
-fn forged(regs: Regs) -> Call {
+fn forged(regs: Regs) -> Call<'static> {
     Call { regs }
 }
 

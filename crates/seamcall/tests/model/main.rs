@@ -3,12 +3,13 @@
     clippy::unwrap_used,
     clippy::arithmetic_side_effects,
     clippy::panic,
-    clippy::result_large_err,
     reason = "a test may fail by panicking"
 )]
 
 mod adapters;
 mod bench;
+mod dpamt;
+mod enter;
 mod life;
 #[cfg(feature = "std")]
 mod line;

@@ -5,7 +5,7 @@ use crate::bench::{BASE, Bench, LARGE, PARAMS, builder, entry, frame, scrub};
 use core::cell::Cell;
 use seamcall::adapter::EntropyRetry;
 use seamcall::exit::Exit;
-use seamcall::mem::{self, Blocked};
+use seamcall::mem::{self, Blocked, MaybeTainted};
 use seamcall::phymem::{self, CacheWb, CacheWritten};
 use seamcall::{
     Notice, Observe, Regs, RetryBudget, SeamcallError, SeptState, Status, Td, TdError, mng, ranges, vp,
@@ -56,7 +56,8 @@ fn no_entropy_is_retried_plainly_and_in_bounds() {
     let back = mng::create(&t, frame(BASE, Level::L4K), seamcall::Hkid::new(33)).unwrap_err();
     assert_eq!(back.error.class(), Class::Retry);
     machine.inject(dry(1));
-    mng::create(&t, back.held, seamcall::Hkid::new(33)).unwrap();
+    let MaybeTainted::Tainted(page) = back.held else { panic!("the module wrote it") };
+    mng::create(&t, scrub(page), seamcall::Hkid::new(33)).unwrap();
 }
 
 /// Another call holds the tree: it is gone in a moment, so the same call again.
@@ -277,7 +278,7 @@ fn what_is_not_blocked_is_blocked_first() {
     let bench = with_page(&machine);
     let unmap = || bench.td.unmap(two_mib(), Hpa::truncate(LARGE));
     let error = refused(unmap(), Status::GPA_RANGE_NOT_BLOCKED, Class::Caller);
-    assert_eq!(error.entry.unwrap().state(), SeptState::Mapped);
+    assert_eq!(error.entry().unwrap().state(), SeptState::Mapped);
     bench.td.block(two_mib()).unwrap();
     bench.td.fence().unwrap();
     unmap().unwrap();
@@ -307,7 +308,7 @@ fn a_walk_that_fails_says_where() {
     let page = frame(LARGE + 0x20_0000, Level::L2M);
     let Returned { error, held } = bench.td.map(missing, page, Fill::OnAccept).unwrap_err();
     let error = refused(Err::<(), _>(error), Status::EPT_WALK_FAILED, Class::Caller);
-    let stopped = error.entry.unwrap();
+    let stopped = error.entry().unwrap();
     assert_eq!((stopped.level(), stopped.state()), (Some(Level::L1G), SeptState::Free));
     bench.link(entry(0x8000_0000, Level::L1G), None);
     bench.td.map(missing, held, Fill::OnAccept).unwrap();
@@ -326,7 +327,7 @@ fn losing_a_race_is_benign() {
     let Returned { error, held } = bench.td.map(two_mib(), page, Fill::OnAccept).unwrap_err();
     let error = refused(Err::<(), _>(error), Status::EPT_ENTRY_STATE_INCORRECT, Class::Caller);
     assert_eq!(
-        (error.entry.unwrap().state(), error.entry.unwrap().level()),
+        (error.entry().unwrap().state(), error.entry().unwrap().level()),
         (SeptState::Mapped, Some(Level::L2M))
     );
     assert_eq!(held.hpa().raw(), LARGE + 0x20_0000);

@@ -3,25 +3,29 @@
 use super::{
     ADDRESS, Entry, FenceOrder, Format, LeafState, Permissions, STAMP, sealed, stamp_bits, stamp_in,
 };
-use crate::{Gpa, Hpa, Level};
+use crate::{ADDRESS_BITS, Hpa, Level};
 
 /// Intel extended page tables.
 ///
 /// Source: Intel SDM volume 3, section "The Extended Page Table Mechanism" (formats of EPT entries). The MMU ignores
-/// every bit of an entry whose bits 2:0 are clear, and bits 11 and 62:52 of an entry that points to a table.
+/// every bit of an entry whose bits 2:0 are clear, and bits 11:9 and 62:52 of an entry that points to a table.
 ///
 /// | bits | present (some of 2:0 set) | not present |
 /// |---|---|---|
 /// | 2:0 | execute, write, read | 0 |
 /// | 5:3 | memory type of a leaf (6, write-back) | saved bits 2:0 of a blocked entry |
-/// | 6 | 0 (PAT is not ignored) | 0 |
+/// | 6 | 0 (PAT is not ignored) | set with 10 clear: being changed; set with 10 set: blocked table |
 /// | 7 | leaf above 4K | the same, saved |
-/// | 8, 9 | accessed, dirty of a leaf; 9: level inhibit of a table | the same, saved; 9: level inhibit of a free entry |
-/// | 10 | set with 11 set: table being changed | set with 11 clear: being changed; set with 11 set: blocked table |
-/// | 11 | closed table | blocked |
+/// | 8 | accessed | the same, saved |
+/// | 9 | dirty of a leaf, level inhibit of a table | the same, saved; level inhibit of a free entry |
+/// | 10 | closed table | blocked |
+/// | 11 | open table; a table with 10 and 11 clear is being changed | 0 |
 /// | 51:12 | address | address of what is blocked |
 /// | 62:52 | [`Stamp`](super::Stamp) of a closed table | stamp of what is blocked |
 /// | 63 | suppress #VE, as configured | the same |
+///
+/// Bit 10 of a present entry means *execute for user-mode addresses* where mode-based execute control is on; a table being
+/// closed then allows it, which the leaves below still refuse.
 ///
 /// ```
 /// use sept_core::{Entry, Ept, EptConfig, Format, Hpa, LeafState, Level};
@@ -37,14 +41,16 @@ pub struct Ept;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct EptConfig {
     top: Level,
+    /// First address that is not translated.
+    limit: u64,
     common: u64,
 }
 
 impl EptConfig {
     /// 4-level EPT: guest addresses below 2^48.
-    pub const LEVELS_4: Self = Self { top: Level::L512G, common: 0 };
+    pub const LEVELS_4: Self = Self { top: Level::L512G, limit: 1 << 48, common: 0 };
     /// 5-level EPT: guest addresses below 2^52 (hardware translates up to 2^57).
-    pub const LEVELS_5: Self = Self { top: Level::L256T, common: 0 };
+    pub const LEVELS_5: Self = Self { top: Level::L256T, limit: 1 << ADDRESS_BITS, common: 0 };
 
     /// The same with bit 63 set in every entry: EPT violations exit and never become #VE.
     #[must_use]
@@ -69,8 +75,11 @@ const LARGE: u64 = 1 << 7;
 const ACCESSED: u64 = 1 << 8;
 const DIRTY: u64 = 1 << 9;
 const INHIBIT: u64 = 1 << 9;
-const TABLE: u64 = 1 << 10;
-const HELD: u64 = 1 << 11;
+/// Of entries that are not present.
+const TABLE: u64 = 1 << 6;
+const HELD: u64 = 1 << 10;
+/// A table that operations may enter: the one bit that a walk looks at.
+const OPEN: u64 = 1 << 11;
 const SUPPRESS_VE: u64 = 1 << 63;
 const KEPT: u64 = LARGE | ACCESSED | DIRTY;
 
@@ -81,6 +90,12 @@ const fn rwx(leaf: u64) -> u64 {
 
 const fn is_leaf(level: Level, raw: u64) -> bool {
     matches!(level, Level::L4K) || raw & LARGE != 0
+}
+
+/// The level inhibit of a free entry or a table. A page has its dirty bit there, which ends with it.
+const fn inhibit(level: Level, raw: u64) -> u64 {
+    let page = if raw & RWX == 0 { raw & (HELD | TABLE) == HELD } else { is_leaf(level, raw) };
+    if page { 0 } else { raw & INHIBIT }
 }
 
 impl sealed::Sealed for Ept {}
@@ -103,8 +118,8 @@ impl Format for Ept {
     }
 
     #[inline]
-    fn covers(config: EptConfig, gpa: Gpa) -> bool {
-        matches!(config.top, Level::L256T) || gpa.raw() >> 48 == 0
+    fn limit(config: EptConfig) -> u64 {
+        config.limit
     }
 
     #[inline]
@@ -112,9 +127,9 @@ impl Format for Ept {
         let hpa = Hpa::truncate(raw & ADDRESS);
         let state = LeafState::Mapped;
         if raw & RWX != 0 {
-            return match raw & (HELD | TABLE) {
+            return match raw & (HELD | OPEN) {
                 _ if is_leaf(level, raw) => Entry::Leaf { hpa, state, blocked: None },
-                0 => Entry::Table { hpa, blocked: None },
+                OPEN => Entry::Table { hpa, blocked: None },
                 HELD => Entry::Closed { hpa, stamp: stamp_in(raw) },
                 _ => Entry::Frozen,
             };
@@ -130,23 +145,26 @@ impl Format for Ept {
 
     #[inline]
     fn next(_: EptConfig, level: Level, raw: u64) -> Option<Hpa> {
-        let open = !matches!(level, Level::L4K) && raw & (READ | LARGE | HELD) == READ;
-        if open { Some(Hpa::truncate(raw & ADDRESS)) } else { None }
+        if raw & OPEN != 0 && !matches!(level, Level::L4K) {
+            Some(Hpa::truncate(raw & ADDRESS))
+        } else {
+            None
+        }
     }
 
     #[inline]
     fn update(config: EptConfig, level: Level, old: u64, entry: Entry) -> u64 {
         let word = match entry {
-            Entry::Free => old & INHIBIT,
+            Entry::Free => inhibit(level, old),
             // A table that is being changed is walked on by the MMU.
-            Entry::Frozen if old & RWX != 0 && !is_leaf(level, old) => old | HELD | TABLE,
+            Entry::Frozen if old & RWX != 0 && !is_leaf(level, old) => old & !(HELD | OPEN),
             Entry::Frozen => TABLE,
-            Entry::Table { hpa, blocked: None } => RWX | hpa.raw() & ADDRESS | old & INHIBIT,
+            Entry::Table { hpa, blocked: None } => RWX | OPEN | hpa.raw() & ADDRESS | inhibit(level, old),
             Entry::Table { hpa, blocked: Some(stamp) } => {
-                HELD | TABLE | hpa.raw() & ADDRESS | stamp_bits(stamp) | old & INHIBIT
+                HELD | TABLE | hpa.raw() & ADDRESS | stamp_bits(stamp) | inhibit(level, old)
             }
             Entry::Closed { hpa, stamp } => {
-                RWX | HELD | hpa.raw() & ADDRESS | stamp_bits(stamp) | old & INHIBIT
+                RWX | HELD | hpa.raw() & ADDRESS | stamp_bits(stamp) | inhibit(level, old)
             }
             Entry::Leaf { hpa, blocked, .. } => {
                 // A fresh page: what was free has neither permissions nor accessed and dirty bits.

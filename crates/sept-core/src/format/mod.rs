@@ -195,14 +195,29 @@ pub trait Format: sealed::Sealed + 'static {
     /// Largest page that an entry can map.
     fn max_leaf(config: Self::Config) -> Level;
 
+    /// First address that the table cannot map, in bytes.
+    fn limit(config: Self::Config) -> u64;
+
     /// Whether the table may map `gpa`.
-    fn covers(config: Self::Config, gpa: Gpa) -> bool;
+    #[inline]
+    fn covers(config: Self::Config, gpa: Gpa) -> bool {
+        gpa.raw() < Self::limit(config)
+    }
 
     /// Reads a word found in a table of `level` entries.
     fn decode(config: Self::Config, level: Level, raw: u64) -> Entry;
 
     /// The table that `raw`, found at `level`, leads to, if it is a table that is neither blocked nor closed.
     fn next(config: Self::Config, level: Level, raw: u64) -> Option<Hpa>;
+
+    /// The page that `raw`, found at `level`, maps, if it is a page that is not blocked.
+    #[inline]
+    fn open_leaf(config: Self::Config, level: Level, raw: u64) -> Option<Hpa> {
+        match Self::decode(config, level, raw) {
+            Entry::Leaf { hpa, blocked: None, .. } => Some(hpa),
+            _ => None,
+        }
+    }
 
     /// Writes `entry` in place of the word `old`: a page or table keeps its permissions, its accessed and dirty bits
     /// and its inhibit as far as the new entry can have them. A fresh page gets every permission.

@@ -1,7 +1,7 @@
 //! The host's mirror of a realm translation table of the Arm CCA RMM.
 
 use super::{Entry, FenceOrder, Format, LeafState, Permissions, Stamp, sealed};
-use crate::{Gpa, Hpa, Level};
+use crate::{Hpa, Level};
 
 /// Arm stage-2 descriptors as the RMM keeps them in a realm translation table: 4 KiB granule, RIPAS and HIPAS.
 ///
@@ -187,9 +187,9 @@ impl Format for Rtt {
     }
 
     #[inline]
-    fn covers(config: RttConfig, gpa: Gpa) -> bool {
+    fn limit(config: RttConfig) -> u64 {
         // The upper half of the IPA space is unprotected.
-        gpa.raw() >> config.ipa_bits.saturating_sub(1) == 0
+        1 << config.ipa_bits.saturating_sub(1)
     }
 
     #[inline]

@@ -3,7 +3,7 @@
 use super::{
     ADDRESS, Entry, FenceOrder, Format, LeafState, Permissions, STAMP, sealed, stamp_bits, stamp_in,
 };
-use crate::{Gpa, Hpa, Level};
+use crate::{Hpa, Level};
 
 /// The host's mirror of a TDX S-EPT, which no hardware walks.
 ///
@@ -86,8 +86,8 @@ impl Format for TdxMirror {
     }
 
     #[inline]
-    fn covers(config: TdxConfig, gpa: Gpa) -> bool {
-        gpa.raw() >> config.shared_bit == 0
+    fn limit(config: TdxConfig) -> u64 {
+        1 << config.shared_bit
     }
 
     #[inline]

@@ -3,7 +3,7 @@
 use super::{
     ADDRESS, Entry, FenceOrder, Format, LeafState, Permissions, STAMP, sealed, stamp_bits, stamp_in,
 };
-use crate::{Gpa, Hpa, Level};
+use crate::{ADDRESS_BITS, Hpa, Level};
 
 /// x86-64 long-mode and AMD nested page tables, 4 or 5 levels.
 ///
@@ -17,9 +17,10 @@ use crate::{Gpa, Hpa, Level};
 /// | 1, 2 | writable, user | the same, saved |
 /// | 5, 6 | accessed, dirty | the same, saved |
 /// | 7 | leaf above 4K | the same, saved |
+/// | 8 | 0 | set with 10 clear: being changed; set with 10 set: blocked table |
 /// | 9 | level inhibit of a table | level inhibit of a free entry |
 /// | 10 | closed table | blocked |
-/// | 11 | set with 10 set: table being changed | set with 10 clear: being changed; set with 10 set: blocked table |
+/// | 11 | open table; a table with 10 and 11 clear is being changed | 0 |
 /// | 51:12 | address, and the C-bit where configured | the same of what is blocked |
 /// | 62:52 | [`Stamp`](super::Stamp) of a closed table | stamp of what is blocked |
 /// | 63 | no execute | the same, saved |
@@ -42,26 +43,31 @@ pub struct X86;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct X86Config {
     top: Level,
+    /// First address that is not translated.
+    limit: u64,
     user: u64,
-    c_bit: u64,
+    /// Bits 51:12 but the C-bit.
+    address: u64,
 }
 
 impl X86Config {
     /// 4-level nested page table. Nested walks are user accesses, so every entry has the user bit.
-    pub const NESTED_4: Self = Self { top: Level::L512G, user: USER, c_bit: 0 };
+    pub const NESTED_4: Self = Self { top: Level::L512G, limit: 1 << 48, user: USER, address: ADDRESS };
     /// 5-level nested page table.
-    pub const NESTED_5: Self = Self { top: Level::L256T, user: USER, c_bit: 0 };
+    pub const NESTED_5: Self =
+        Self { top: Level::L256T, limit: 1 << ADDRESS_BITS, user: USER, address: ADDRESS };
     /// 4-level long-mode table of supervisor pages.
-    pub const SUPERVISOR_4: Self = Self { top: Level::L512G, user: 0, c_bit: 0 };
+    pub const SUPERVISOR_4: Self = Self { top: Level::L512G, limit: 1 << 48, user: 0, address: ADDRESS };
     /// 5-level long-mode table of supervisor pages.
-    pub const SUPERVISOR_5: Self = Self { top: Level::L256T, user: 0, c_bit: 0 };
+    pub const SUPERVISOR_5: Self =
+        Self { top: Level::L256T, limit: 1 << ADDRESS_BITS, user: 0, address: ADDRESS };
 
     /// The same with memory encryption: address bit `position` (32 to 51; CPUID 8000_001F EBX\[5:0\]) is set in every
     /// entry and is no part of an address. `None` outside that range.
     #[must_use]
     pub const fn with_c_bit(self, position: u8) -> Option<Self> {
         match position {
-            32..=51 => Some(Self { c_bit: 1 << position, ..self }),
+            32..=51 => Some(Self { address: ADDRESS & !(1 << position), ..self }),
             _ => None,
         }
     }
@@ -81,7 +87,10 @@ const DIRTY: u64 = 1 << 6;
 const LARGE: u64 = 1 << 7;
 const INHIBIT: u64 = 1 << 9;
 const HELD: u64 = 1 << 10;
-const TABLE: u64 = 1 << 11;
+/// Of entries that are not present.
+const TABLE: u64 = 1 << 8;
+/// A table that operations may enter: the one bit that a walk looks at.
+const OPEN: u64 = 1 << 11;
 const NO_EXECUTE: u64 = 1 << 63;
 const KEPT: u64 = WRITE | ACCESSED | DIRTY | LARGE | NO_EXECUTE;
 
@@ -109,18 +118,18 @@ impl Format for X86 {
     }
 
     #[inline]
-    fn covers(config: X86Config, gpa: Gpa) -> bool {
-        matches!(config.top, Level::L256T) || gpa.raw() >> 48 == 0
+    fn limit(config: X86Config) -> u64 {
+        config.limit
     }
 
     #[inline]
     fn decode(config: X86Config, level: Level, raw: u64) -> Entry {
-        let hpa = Hpa::truncate(raw & ADDRESS & !config.c_bit);
+        let hpa = Hpa::truncate(raw & config.address);
         let state = LeafState::Mapped;
         if raw & PRESENT != 0 {
-            return match raw & (HELD | TABLE) {
+            return match raw & (HELD | OPEN) {
                 _ if is_leaf(level, raw) => Entry::Leaf { hpa, state, blocked: None },
-                0 => Entry::Table { hpa, blocked: None },
+                OPEN => Entry::Table { hpa, blocked: None },
                 HELD => Entry::Closed { hpa, stamp: stamp_in(raw) },
                 _ => Entry::Frozen,
             };
@@ -136,19 +145,23 @@ impl Format for X86 {
 
     #[inline]
     fn next(config: X86Config, level: Level, raw: u64) -> Option<Hpa> {
-        let open = !matches!(level, Level::L4K) && raw & (PRESENT | LARGE | HELD) == PRESENT;
-        if open { Some(Hpa::truncate(raw & ADDRESS & !config.c_bit)) } else { None }
+        if raw & OPEN != 0 && !matches!(level, Level::L4K) {
+            Some(Hpa::truncate(raw & config.address))
+        } else {
+            None
+        }
     }
 
     #[inline]
     fn update(config: X86Config, level: Level, old: u64, entry: Entry) -> u64 {
-        let at = |hpa: Hpa| hpa.raw() & ADDRESS | config.c_bit | config.user;
+        // Of bits 51:12 those that are no address are the C-bit.
+        let at = |hpa: Hpa| hpa.raw() & config.address | ADDRESS & !config.address | config.user;
         match entry {
             Entry::Free => old & INHIBIT,
             // A table that is being changed is walked on by the MMU.
-            Entry::Frozen if old & PRESENT != 0 && !is_leaf(level, old) => old | HELD | TABLE,
+            Entry::Frozen if old & PRESENT != 0 && !is_leaf(level, old) => old & !(HELD | OPEN),
             Entry::Frozen => TABLE,
-            Entry::Table { hpa, blocked: None } => PRESENT | WRITE | at(hpa) | old & INHIBIT,
+            Entry::Table { hpa, blocked: None } => PRESENT | WRITE | OPEN | at(hpa) | old & INHIBIT,
             Entry::Table { hpa, blocked: Some(stamp) } => {
                 HELD | TABLE | at(hpa) | stamp_bits(stamp) | old & INHIBIT
             }

@@ -153,6 +153,18 @@ unsafe impl<H: LinearHost> TableMemory for LinearMap<H> {
     }
 
     #[inline]
+    fn reader(&self) -> impl Fn(Hpa, u16) -> u64 {
+        let tables = self.tables;
+        move |table, index| {
+            let offset = to_usize(table.raw()).wrapping_add(usize::from(index & 0x1ff) << 3);
+            let place: *mut u64 = tables.wrapping_add(offset).cast();
+            // SAFETY: as in `word`.
+            let word = unsafe { AtomicU64::from_ptr(place) };
+            word.load(Ordering::Acquire)
+        }
+    }
+
+    #[inline]
     fn load_line(&self, table: Hpa, line: u16) -> [u64; 8] {
         let place: *mut [AtomicU64; 8] = self.place(table, Word::Entry((line & 63).wrapping_mul(8))).cast();
         // SAFETY: as in `word`, for the eight words of one line of the frame.

@@ -101,6 +101,13 @@ pub unsafe trait TableMemory {
     /// Reads a word.
     fn load(&self, table: Hpa, word: Word, order: Ordering) -> u64;
 
+    /// Reads entries (table, index) as [`TableMemory::load`] does with [`Ordering::Acquire`]. A walk makes one and reads
+    /// all its levels through it, so that what the memory needs to find a word stays in registers.
+    #[inline]
+    fn reader(&self) -> impl Fn(Hpa, u16) -> u64 {
+        |table, index| self.load(table, Word::Entry(index), Ordering::Acquire)
+    }
+
     /// Reads the eight entries from `line` times 8 on (0 to 63): one cache line, in no particular order among them and
     /// without ordering after ([`Ordering::Relaxed`]).
     fn load_line(&self, table: Hpa, line: u16) -> [u64; 8] {
@@ -148,6 +155,10 @@ unsafe impl<M: TableMemory + ?Sized> TableMemory for &M {
 
     fn load(&self, table: Hpa, word: Word, order: Ordering) -> u64 {
         (**self).load(table, word, order)
+    }
+
+    fn reader(&self) -> impl Fn(Hpa, u16) -> u64 {
+        (**self).reader()
     }
 
     fn load_line(&self, table: Hpa, line: u16) -> [u64; 8] {

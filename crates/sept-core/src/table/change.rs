@@ -54,6 +54,42 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         Ok(())
     }
 
+    /// Hangs in every table that is missing on the way to `at`, and says how many. `hpa` is the memory that will be mapped
+    /// at `at`, if it is known: tables whose size of it is one aligned piece are linked with that as backing.
+    ///
+    /// # Errors
+    ///
+    /// As [`SecurePageTable::link`]. Tables that were linked before stay.
+    pub fn link_to(
+        &self,
+        at: GpaEntry,
+        hpa: Option<Hpa>,
+        from: &mut dyn FrameStore,
+    ) -> Result<u32, TableError<X::Error>> {
+        let _pin = self.memory.pin();
+        let mut table = self.root;
+        let mut linked = 0_u32;
+        let top = F::top(self.config);
+        for level in Level::ALL.into_iter().rev().filter(|level| *level <= top && *level > at.level()) {
+            let above = GpaEntry::containing(at.gpa(), level);
+            if F::next(self.config, level, self.word(table, level, at.gpa())).is_none() {
+                let delta = at.gpa().raw().wrapping_sub(above.gpa().raw());
+                let backing = hpa.map(|hpa| Hpa::truncate(hpa.raw().wrapping_sub(delta)));
+                match self.link(above, backing.filter(|hpa| hpa.is_aligned(level)), from) {
+                    Ok(()) => linked = linked.saturating_add(1),
+                    // Somebody else was faster, which is as good; or it is something else, which the walk will say.
+                    Err(TableError::State { found: Entry::Table { blocked: None, .. }, .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            match F::next(self.config, level, self.word(table, level, at.gpa())) {
+                Some(next) => table = next,
+                None => return self.slot(at, false).map(|_| linked),
+            }
+        }
+        Ok(linked)
+    }
+
     /// Maps `page` at the free entry `at`. Safe to call from several threads; one wins. One walk, one call into the TEE.
     ///
     /// # Errors
@@ -90,7 +126,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     }
 
     /// The table, word and content of the free entry at `at`, if `page` may be mapped there.
-    #[inline]
+    #[inline(always)]
     pub(super) fn vacancy(&self, at: GpaEntry, page: &Frame, fill: Fill) -> Option<(Hpa, Word, u64)> {
         if page.level() != at.level() || at.level() > self.largest(fill) {
             return None;
@@ -102,7 +138,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     }
 
     #[inline]
-    fn largest(&self, fill: Fill) -> Level {
+    pub(super) fn largest(&self, fill: Fill) -> Level {
         match fill {
             Fill::OnAccept => self.external.max_map().min(F::max_leaf(self.config)),
             // A page is copied 4 KiB at a time: a larger one would get the content of what follows its source.

@@ -10,11 +10,32 @@ use crate::{
     Entry, External, Fill, Format, Frame, FrameStore, GpaEntry, HardwareWalked, HostOwned, Hpa, Level,
     Returned, SideWord, TableMemory, Word,
 };
-use core::{fmt, ops::Deref, sync::atomic::Ordering};
+use core::{cell::Cell, fmt, ops::Deref, sync::atomic::Ordering};
 
 /// A table that only this thread can reach. Everything that takes a [`SecurePageTable`] by reference works on it too.
 pub struct Exclusive<'t, F: Format, M: TableMemory, X: External> {
     table: &'t mut SecurePageTable<F, M, X>,
+    /// Where the last walk came to. Forgotten when a table leaves, and when anything is done through the shared table.
+    near: Cell<Near>,
+}
+
+/// A table that open tables lead to, and the entries that it holds.
+#[derive(Clone, Copy)]
+struct Near {
+    /// What the entries have in common, see [`Near::key`]; 0 for none.
+    key: u64,
+    table: Hpa,
+}
+
+impl Near {
+    const NONE: Self = Self { key: 0, table: Hpa::truncate(0) };
+
+    /// The same for two entries iff they are in one table, never 0.
+    #[inline]
+    const fn key(at: GpaEntry) -> u64 {
+        let span = at.level().shift().wrapping_add(9);
+        (at.gpa().raw() >> span) << 3 | at.level().raw() as u64 | 1 << 63
+    }
 }
 
 /// A page that was unmapped and that a CPU may still reach until a fence has ended: [`SecurePageTable::take`].
@@ -45,7 +66,7 @@ impl Unmapped {
 impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// Access for the only thread that can reach the table.
     pub const fn exclusive(&mut self) -> Exclusive<'_, F, M, X> {
-        Exclusive { table: self }
+        Exclusive { table: self, near: Cell::new(Near::NONE) }
     }
 }
 
@@ -66,12 +87,12 @@ impl<F: HardwareWalked, M: TableMemory, X: HostOwned> SecurePageTable<F, M, X> {
 }
 
 impl<F: Format, M: TableMemory, X: External> Exclusive<'_, F, M, X> {
-    /// [`SecurePageTable::map`] without atomic updates.
+    /// [`SecurePageTable::map`] without atomic updates. Entries in one table after another need one walk.
     ///
     /// # Errors
     ///
     /// As there.
-    #[inline]
+    #[inline(always)]
     pub fn map(
         &mut self,
         at: GpaEntry,
@@ -79,39 +100,125 @@ impl<F: Format, M: TableMemory, X: External> Exclusive<'_, F, M, X> {
         fill: Fill,
     ) -> Result<(), Returned<TableError<X::Error>, Frame>> {
         let table = &*self.table;
-        let Some(slot) = table.vacancy(at, &page, fill) else {
-            return Err(Returned { error: table.no_vacancy(at, &page, fill), held: page });
-        };
-        let (hpa, word, raw) = slot;
-        let mapped = table.mapping(at, raw, &page, fill);
-        if let Err(refused) = table.external.map(at, page, fill) {
-            return Err(refused.map_error(|error| TableError::External { at, error }));
+        if page.level() == at.level()
+            && at.level() <= table.largest(fill)
+            && let Some(holder) = self.holder(at)
+        {
+            let raw = table.word(holder, at.level(), at.gpa());
+            if F::vacant(table.config, at.level(), raw) {
+                let mapped = table.mapping(at, raw, &page, fill);
+                if let Err(refused) = table.external.map(at, page, fill) {
+                    return Err(refused.map_error(|error| TableError::External { at, error }));
+                }
+                table.memory.store(
+                    holder,
+                    Word::Entry(at.level().index(at.gpa())),
+                    mapped,
+                    Ordering::Release,
+                );
+                table.adjust_live(holder, 1);
+                return Ok(());
+            }
         }
-        table.memory.store(hpa, word, mapped, Ordering::Release);
-        table.adjust_live(hpa, 1);
-        Ok(())
+        Err(Returned { error: table.no_vacancy(at, &page, fill), held: page })
+    }
+
+    /// [`Exclusive::map`], hanging in the tables that are missing, with frames of `from`.
+    ///
+    /// # Errors
+    ///
+    /// As there, and those of [`SecurePageTable::link_to`]; tables that were linked stay.
+    #[inline(always)]
+    pub fn map_linking(
+        &mut self,
+        at: GpaEntry,
+        page: Frame,
+        fill: Fill,
+        from: &mut dyn FrameStore,
+    ) -> Result<(), Returned<TableError<X::Error>, Frame>> {
+        match self.map(at, page, fill) {
+            Err(Returned { error: TableError::NoTable { .. }, held }) => {
+                self.link_and_map(at, held, fill, from)
+            }
+            result => result,
+        }
+    }
+
+    #[cold]
+    fn link_and_map(
+        &mut self,
+        at: GpaEntry,
+        page: Frame,
+        fill: Fill,
+        from: &mut dyn FrameStore,
+    ) -> Result<(), Returned<TableError<X::Error>, Frame>> {
+        match self.table.link_to(at, Some(page.hpa()), from) {
+            Ok(_) => self.map(at, page, fill),
+            Err(error) => Err(Returned { error, held: page }),
+        }
+    }
+
+    /// The table that holds `at`, if open tables lead there.
+    #[inline(always)]
+    fn holder(&self, at: GpaEntry) -> Option<Hpa> {
+        let near = self.near.get();
+        let key = Near::key(at);
+        if near.key == key {
+            return Some(near.table);
+        }
+        let table = self.table.reach(at)?;
+        self.near.set(Near { key, table });
+        Some(table)
+    }
+
+    /// To be called before a table may leave.
+    pub(super) fn forget(&mut self) -> &SecurePageTable<F, M, X> {
+        self.near.set(Near::NONE);
+        self.table
     }
 }
 
 impl<F: HardwareWalked, M: TableMemory, X: HostOwned> Exclusive<'_, F, M, X> {
-    /// Unmaps the page at `at`, blocked or not. Tables that hold nothing any more go to `into` and need a fence.
+    /// Unmaps the page at `at`, blocked or not. Tables that hold nothing any more go to `into` and need a fence. The page
+    /// counts as written: the MMU may be marking it so at this moment.
     ///
-    /// One walk and one store; a table that becomes empty costs another walk.
+    /// One store, and one walk for entries in one table after another; a table that becomes empty costs another.
     ///
     /// # Errors
     ///
     /// Nothing changed: [`TableError::State`] if `at` is no page; [`TableError::ForeignObligation`]; and those of the
     /// walk as with [`SecurePageTable::link`].
-    #[inline]
+    #[inline(always)]
     pub fn unmap(&mut self, at: GpaEntry, into: &mut Obligation) -> Result<Unmapped, TableError<X::Error>> {
-        let table = &*self.table;
-        if let (true, Some(holder)) = (into.is_of(table.root), table.reach(at)) {
-            let raw = table.word(holder, at.level(), at.gpa());
-            if let Entry::Leaf { hpa, .. } = F::decode(table.config, at.level(), raw) {
-                return Ok(table.clear(at, holder, raw, hpa, into));
+        if into.is_of(self.table.root)
+            && let Some(holder) = self.holder(at)
+            && let table = &*self.table
+            && let Some(hpa) =
+                F::open_leaf(table.config, at.level(), table.word(holder, at.level(), at.gpa()))
+        {
+            if table.clear(at, holder) == 0 {
+                self.forget().shed_empty(at, into);
             }
+            return Ok(self.table.unmapped(at, hpa));
         }
-        Err(table.not_a_page(at, into))
+        self.unmap_blocked(at, into)
+    }
+
+    /// [`Exclusive::unmap`] of a page that is blocked, or why there is none.
+    #[cold]
+    fn unmap_blocked(
+        &mut self,
+        at: GpaEntry,
+        into: &mut Obligation,
+    ) -> Result<Unmapped, TableError<X::Error>> {
+        let table = self.forget();
+        table.accepts(at, into)?;
+        let slot = table.slot(at, false)?;
+        let Entry::Leaf { hpa, .. } = slot.entry else { return Err(occupied(at, &slot)) };
+        if table.clear(at, slot.table) == 0 {
+            table.shed_empty(at, into);
+        }
+        Ok(table.unmapped(at, hpa))
     }
 
     /// Splits the page at `at`, blocked or not, with one [`FrameKind::MirrorTable`](crate::FrameKind::MirrorTable) frame of
@@ -137,7 +244,7 @@ impl<F: HardwareWalked, M: TableMemory, X: HostOwned> Exclusive<'_, F, M, X> {
     /// [`TableError::ForeignObligation`]; and those of the walk.
     #[inline]
     pub fn merge(&mut self, at: GpaEntry, into: &mut Obligation) -> Result<(), TableError<X::Error>> {
-        let table = &*self.table;
+        let table = self.forget();
         table.accepts(at, into)?;
         let slot = table.slot(at, false)?;
         let (Entry::Table { hpa, .. } | Entry::Closed { hpa, .. }) = slot.entry else {
@@ -160,7 +267,7 @@ impl<F: HardwareWalked, M: TableMemory, X: HostOwned> Exclusive<'_, F, M, X> {
         at: GpaEntry,
         into: &mut Obligation,
     ) -> Result<(), TableError<X::Error>> {
-        let table = &*self.table;
+        let table = self.forget();
         table.accepts(at, into)?;
         let slot = table.slot(at, false)?;
         let (Entry::Table { hpa, .. } | Entry::Closed { hpa, .. }) = slot.entry else {
@@ -180,32 +287,18 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         live
     }
 
-    /// Why [`Exclusive::unmap`] found no page.
-    #[cold]
-    fn not_a_page(&self, at: GpaEntry, into: &Obligation) -> TableError<X::Error> {
-        match self.accepts(at, into).and_then(|()| self.slot(at, false)) {
-            Err(error) => error,
-            Ok(slot) => occupied(at, &slot),
-        }
-    }
-
-    /// Takes the page `hpa`, which `raw` names, out of the table `holder`, and the tables above that this leaves empty. Nobody else may be at work.
+    /// Takes a page out of the table `holder`, of which nothing is to be kept, and says how many entries are left.
     #[inline]
-    pub(super) fn clear(
-        &self,
-        at: GpaEntry,
-        holder: Hpa,
-        raw: u64,
-        hpa: Hpa,
-        into: &mut Obligation,
-    ) -> Unmapped {
-        let free = F::update(self.config, at.level(), raw, Entry::Free);
+    pub(super) fn clear(&self, at: GpaEntry, holder: Hpa) -> u64 {
+        let free = F::encode(self.config, at.level(), Entry::Free);
         let word = Word::Entry(at.level().index(at.gpa()));
         self.memory.store(holder, word, free, Ordering::Release);
-        if self.adjust_live(holder, -1) == 0 {
-            self.shed_empty(at, into);
-        }
-        // Nobody can start a fence meanwhile.
+        self.adjust_live(holder, -1)
+    }
+
+    /// A page that was just unmapped, by the only thread that could start a fence meanwhile.
+    #[inline]
+    pub(super) fn unmapped(&self, at: GpaEntry, hpa: Hpa) -> Unmapped {
         Unmapped { root: self.root, hpa, level: at.level(), stamp: self.epoch.load(Ordering::Relaxed) }
     }
 
@@ -239,6 +332,8 @@ impl<F: Format, M: TableMemory, X: External> Deref for Exclusive<'_, F, M, X> {
     type Target = SecurePageTable<F, M, X>;
 
     fn deref(&self) -> &Self::Target {
+        // Whatever is done through the reference is over before the next call that takes `self` by `&mut`.
+        self.near.set(Near::NONE);
         self.table
     }
 }

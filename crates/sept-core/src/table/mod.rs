@@ -54,7 +54,7 @@ pub use range::{
 };
 pub use runs::{Run, Runs};
 pub use teardown::{Teardown, Torn};
-pub use walk::{Found, Translation};
+pub use walk::{Found, Translation, Walker};
 
 use crate::{
     Class, Classify, Entry, External, Format, Frame, FrameNeeds, Gpa, GpaEntry, Hpa, Level, Permissions,

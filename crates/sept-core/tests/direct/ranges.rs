@@ -136,3 +136,28 @@ fn printed_as_runs_and_audited() {
     let _page = table.unmap(second, &mut rig.owed).unwrap();
     assert_eq!(rig.table.audit().unwrap().pages, [2, 2, 0]);
 }
+
+#[test]
+fn permissions_and_inhibits_of_a_range() {
+    let mut rig = Rig::<Ept>::new(EptConfig::LEVELS_4);
+    let all = range(G1, 4 * M2);
+    rig.map(all, RAM, Level::L2M);
+    let middle = range(G1 + M2, 2 * M2);
+    assert!(rig.table.protect_range(range(G1 + M2, M2 + 0x1000), Permissions::READ).is_err());
+    assert_eq!(rig.table.permissions(rig.leaves(all)[1].0), Ok(Permissions::all()));
+    assert_eq!(rig.table.protect_range(middle, Permissions::READ).unwrap().pages, 2);
+    let granted = |index: usize| rig.table.permissions(rig.leaves(all)[index].0).unwrap();
+    assert_eq!([granted(0), granted(1)], [Permissions::all(), Permissions::READ]);
+    assert_eq!([granted(2), granted(3)], [Permissions::READ, Permissions::all()]);
+
+    // A page that is there cannot be inhibited; its place can, and then takes small pages only.
+    assert!(rig.table.inhibit_range(middle, Level::L2M, true).is_err());
+    let done = rig.table.exclusive().unmap_range(middle, &mut rig.owed, |_, _| ()).unwrap();
+    assert_eq!(done.pages, 2);
+    assert_eq!(rig.table.inhibit_range(range(G1 + M2 + 0x5000, M2), Level::L2M, true), Ok(2));
+    assert_eq!(rig.map(middle, RAM + M2, Level::L2M), tables(2));
+    assert_eq!(rig.leaves(middle).len(), 1024);
+    assert_eq!(rig.table.exclusive().merge_range(all, &mut rig.owed).unwrap().tables, 0);
+    assert_eq!(rig.table.inhibit_range(all, Level::L2M, false), Ok(4));
+    assert_eq!(rig.table.exclusive().merge_range(all, &mut rig.owed).unwrap().tables, 2);
+}

@@ -1,7 +1,9 @@
-//! Words of the mirror format.
+//! Words of the formats.
 
 use proptest::prelude::*;
-use sept_core::{Entry, Format, Gpa, GpaEntry, Hpa, LeafState, Level, TdxConfig, TdxMirror};
+use sept_core::{
+    Entry, Ept, EptConfig, Format, Gpa, GpaEntry, Hpa, LeafState, Level, TdxConfig, TdxMirror, X86, X86Config,
+};
 
 const CONFIG: TdxConfig = TdxConfig::LEVELS_4;
 
@@ -55,4 +57,26 @@ fn a_fresh_page_of_zeroes_is_free() {
     assert_eq!(TdxMirror::decode(CONFIG, at.level(), 0), Entry::Free);
     assert_eq!(TdxMirror::encode(CONFIG, at.level(), Entry::Free), 0);
     assert_ne!(TdxMirror::encode(CONFIG, at.level(), Entry::Frozen), 0);
+}
+
+/// A page that was written (EPT: bit 9, x86: bit 6) leaves a free entry in which any page may be mapped, blocked before
+/// or not.
+#[test]
+fn a_dirty_page_leaves_no_mark() {
+    fn check<F: Format>(config: F::Config, dirty: u64, held: u64) {
+        for level in [Level::L4K, Level::L2M, Level::L1G] {
+            let page = |blocked| Entry::Leaf { hpa: Hpa::default(), state: LeafState::Mapped, blocked };
+            let stamp = F::decode(config, level, held).blocked();
+            let open = F::encode(config, level, page(None)) | dirty;
+            let blocked = F::update(config, level, open, page(stamp));
+            for word in [open, blocked] {
+                assert_eq!(F::decode(config, level, word).blocked().is_some(), word == blocked);
+                let free = F::update(config, level, word, Entry::Free);
+                assert_eq!(F::decode(config, level, free), Entry::Free);
+                assert!(!F::inhibited(free), "{word:#x} at {level}");
+            }
+        }
+    }
+    check::<Ept>(EptConfig::LEVELS_4, 1 << 9, 1 << 10);
+    check::<X86>(X86Config::NESTED_4, 1 << 6, 1 << 10);
 }

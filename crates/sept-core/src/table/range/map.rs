@@ -311,11 +311,15 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         let hpa = pages.hpa();
         let state = F::fresh(free, false);
         let first = F::update(self.config, child, free, Entry::Leaf { hpa, state, blocked: None });
-        self.memory.write_detached(&new, |index| {
-            let place = u64::from(index.wrapping_sub(from));
-            // The addresses of the pages lie inside one block of 2^52: adding cannot carry into other bits.
-            if place < count { first.wrapping_add(place << child.shift()) } else { free }
-        });
+        if count == u64::from(FANOUT) {
+            self.write_pieces(&new, first, child);
+        } else {
+            self.memory.write_detached(&new, |index| {
+                let place = u64::from(index.wrapping_sub(from));
+                // The addresses of the pages lie inside one block of 2^52: adding cannot carry into other bits.
+                if place < count { first.wrapping_add(place << child.shift()) } else { free }
+            });
+        }
         self.record(new.hpa(), count, Donated::default(), None);
         let entry = Entry::Table { hpa: new.hpa(), blocked: None };
         if let Err(error) = self.replace(at, &mut slot, |old| F::update(self.config, at.level(), old, entry))

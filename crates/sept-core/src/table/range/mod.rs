@@ -6,6 +6,7 @@
 //! | split at the ends, or everything | [`SplitPlan`] | anybody, [`Resize`]; in one call where no TEE is, [`SecurePageTable::split_range`] |
 //! | merge what can be merged | - | anybody, [`Resize`]; in one call with [`Exclusive`] access |
 //! | hide, show, take | - | anybody, [`SecurePageTable::block_range`], [`SecurePageTable::take_range`] |
+//! | permissions, inhibits | - | anybody, [`SecurePageTable::protect_range`], [`SecurePageTable::inhibit_range`] |
 //! | unmap at once | - | [`Exclusive`] access and no TEE |
 //!
 //! A plan reads and counts, and is a small value. [`Plan::reserve`] takes exactly the frames it counted into storage of the
@@ -17,6 +18,7 @@
 //! range operation that stops half way says where ([`RangeError::Stopped`]): what lies before is done, what lies
 //! behind is as it was.
 
+mod attributes;
 mod block;
 mod map;
 mod plan;

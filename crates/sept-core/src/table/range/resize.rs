@@ -284,9 +284,7 @@ impl<T: Copy, S: FrameStore> Resize<T, S> {
         match self.kind {
             Kind::Split(scope) => {
                 let mut next = self.next;
-                while let Some(found) =
-                    table.pinned(|| table.next_split(self.range, scope, level, next, false))?
-                {
+                while let Some(found) = table.pinned(|| table.next_split(self.range, scope, level, next))? {
                     if found.entry.blocked().is_some() == blocked {
                         return Ok(Some(found.at));
                     }

@@ -3,8 +3,8 @@
 use super::{Committed, Plan, RangeError, Reserved};
 use crate::table::{SecurePageTable, TableError};
 use crate::{
-    Entry, External, Format, Found, FrameNeeds, FrameStore, Gpa, GpaEntry, GpaRange, HardwareWalked,
-    HostOwned, Hpa, Level, Returned, TableMemory,
+    Entry, External, Format, Found, FrameKind, FrameNeeds, FrameStore, Gpa, GpaEntry, GpaRange,
+    HardwareWalked, HostOwned, Hpa, Level, Returned, TableMemory,
 };
 
 /// What of a range is split.
@@ -82,94 +82,135 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         let _pin = self.memory.pin();
         let mut plan =
             SplitPlan { range, scope, near: Hpa::default(), needs: FrameNeeds::NONE, splits: [0; 2] };
-        for (round, count) in ROUNDS.into_iter().zip([0, 1]) {
-            let mut next = range.start().align_down(round).raw();
-            // Each turn passes one page.
-            while let Some(found) =
-                self.next_split(range, scope, round, next, true).map_err(RangeError::stopped(next))?
-            {
-                let Entry::Leaf { hpa, .. } = found.entry else { break };
-                let (pieces, after) = pieces_of(&found, range, scope, round, next);
-                for piece in pieces.clone() {
-                    let offset = piece.gpa().raw().wrapping_sub(found.at.gpa().raw());
-                    plan.near = Hpa::truncate(hpa.raw().wrapping_add(offset));
-                    if X::TEE {
-                        plan.needs = plan.needs.plus(self.table_cost(piece, Some(plan.near)));
-                    }
-                }
-                let many = pieces.count;
-                if !X::TEE {
-                    let some = u32::try_from(many).unwrap_or(u32::MAX);
-                    plan.needs = plan.needs.plus(FrameNeeds::of(crate::FrameKind::MirrorTable, some));
-                }
-                if let Some(splits) = plan.splits.get_mut(count) {
-                    *splits = splits.saturating_add(many);
-                }
-                next = after;
+        let mut next = range.start().raw();
+        // Each turn passes one page.
+        while let Some(found) = self.next_page(range, scope, next).map_err(RangeError::stopped(next))? {
+            next = found.at.end();
+            for (round, splits) in ROUNDS.into_iter().zip(&mut plan.splits) {
+                let pieces = pieces_of(&found, range, scope, round);
+                *splits = splits.saturating_add(pieces.count);
             }
+            if let Entry::Leaf { hpa, .. } = found.entry {
+                plan.near = hpa;
+                if X::TEE {
+                    plan.needs = plan.needs.plus(self.pieces_cost(&found, hpa, range, scope));
+                }
+            }
+        }
+        if !X::TEE {
+            let [large, small] = plan.splits;
+            let tables = u32::try_from(large.saturating_add(small)).unwrap_or(u32::MAX);
+            plan.needs = FrameNeeds::of(FrameKind::MirrorTable, tables);
         }
         Ok(plan)
     }
 
-    /// The first page to split in this round, at or after `next`. While planning (`ahead`) also a larger page, of which a
-    /// piece is split in this round.
+    /// What the splits of one page cost, that of its pieces included.
+    fn pieces_cost(&self, found: &Found, hpa: Hpa, range: GpaRange, scope: Scope) -> FrameNeeds {
+        let mut needs = FrameNeeds::NONE;
+        for round in ROUNDS {
+            for piece in pieces_of(found, range, scope, round) {
+                let offset = piece.gpa().raw().wrapping_sub(found.at.gpa().raw());
+                let backing = Hpa::truncate(hpa.raw().wrapping_add(offset));
+                needs = needs.plus(self.table_cost(piece, Some(backing)));
+            }
+        }
+        needs
+    }
+
+    /// The first page of any size that is to be split, at or after `next`.
+    fn next_page(
+        &self,
+        range: GpaRange,
+        scope: Scope,
+        next: u64,
+    ) -> Result<Option<Found>, TableError<X::Error>> {
+        let mut next = next;
+        // Each turn passes an entry, or both ends.
+        while let Some(gpa) = scope.candidate(range, next) {
+            let found = self.lookup_pinned(gpa)?;
+            match found.entry {
+                Entry::Frozen => return Err(TableError::Contended { at: found.at }),
+                Entry::Leaf { .. } if scope.splits(range, found.at) => return Ok(Some(found)),
+                // Around small entries there are only small ones, and tables of them.
+                _ if found.at.level() == Level::L4K => next = GpaEntry::containing(gpa, Level::L2M).end(),
+                _ => next = found.at.end(),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The first page of `round` that is to be split, at or after `next`.
     pub(super) fn next_split(
         &self,
         range: GpaRange,
         scope: Scope,
         round: Level,
         next: u64,
-        ahead: bool,
     ) -> Result<Option<Found>, TableError<X::Error>> {
-        match scope {
-            Scope::Ends => {
-                for end in [range.start().raw(), range.end()] {
-                    let Some(gpa) = Gpa::new(end).filter(|gpa| !gpa.is_aligned(round)) else { continue };
-                    let at = GpaEntry::containing(gpa, round);
-                    if at.gpa().raw() < next {
-                        continue;
-                    }
-                    let found = self.lookup_pinned(gpa)?;
-                    match found.entry {
-                        Entry::Frozen => return Err(TableError::Contended { at: found.at }),
-                        Entry::Leaf { .. }
-                            if found.at.level() == round || ahead && found.at.level() > round =>
-                        {
-                            return Ok(Some(found));
-                        }
-                        _ => {}
-                    }
+        let mut next = next.max(range.start().align_down(round).raw());
+        // Each turn passes an entry of this round or a larger one, or both ends.
+        while let Some(gpa) = scope.candidate(range, next) {
+            let found = self.lookup_pinned(gpa)?;
+            match found.entry {
+                Entry::Frozen => return Err(TableError::Contended { at: found.at }),
+                Entry::Leaf { .. } if found.at.level() == round && scope.splits(range, found.at) => {
+                    return Ok(Some(found));
                 }
-                Ok(None)
+                _ => next = found.at.end().max(GpaEntry::containing(gpa, round).end()),
             }
-            Scope::Whole(to) if to >= round => Ok(None),
-            Scope::Whole(_) => {
-                let mut next = next.max(range.start().align_down(round).raw());
-                // Each turn passes an entry of this round or a larger one.
-                while let Some(gpa) = Gpa::new(next).filter(|gpa| gpa.raw() < range.end()) {
-                    let found = self.lookup_pinned(gpa)?;
-                    match found.entry {
-                        Entry::Frozen => return Err(TableError::Contended { at: found.at }),
-                        Entry::Leaf { .. }
-                            if found.at.level() == round || ahead && found.at.level() > round =>
-                        {
-                            return Ok(Some(found));
-                        }
-                        _ if found.at.level() < round => next = GpaEntry::containing(gpa, round).end(),
-                        _ => next = found.at.end(),
-                    }
-                }
-                Ok(None)
-            }
+        }
+        Ok(None)
+    }
+}
+
+impl Scope {
+    /// The first address at or after `next` at which there may be something to split.
+    fn candidate(self, range: GpaRange, next: u64) -> Option<Gpa> {
+        match self {
+            // No page reaches across a multiple of 1 GiB.
+            Self::Ends => [range.start().raw(), range.end()]
+                .into_iter()
+                .find(|end| *end >= next && end & Level::L1G.mask() != 0)
+                .and_then(Gpa::new),
+            Self::Whole(_) => Gpa::new(next.max(range.start().raw())).filter(|gpa| gpa.raw() < range.end()),
+        }
+    }
+
+    /// Whether nothing of a page at `at` is left to split once it has been.
+    fn is_done_below(self, at: GpaEntry) -> bool {
+        match self {
+            Self::Ends => at.level() == Level::L2M,
+            Self::Whole(to) => at.level().child().is_none_or(|child| child <= to),
+        }
+    }
+
+    /// Whether a page at `at` is split.
+    const fn splits(self, range: GpaRange, at: GpaEntry) -> bool {
+        match self {
+            Self::Ends => reaches_across(at, range.start().raw()) || reaches_across(at, range.end()),
+            Self::Whole(to) => at.level().raw() > to.raw(),
         }
     }
 }
 
-/// Entries of one level, one after the other.
-#[derive(Clone)]
+/// Whether `end` lies inside `at`.
+const fn reaches_across(at: GpaEntry, end: u64) -> bool {
+    at.gpa().raw() < end && end < at.end()
+}
+
+/// Entries of one level at equal distances.
 struct Pieces {
     first: GpaEntry,
     count: u64,
+    /// From one to the next, in bytes.
+    step: u64,
+}
+
+impl Pieces {
+    const fn new(first: GpaEntry, count: u64) -> Self {
+        Self { first, count, step: first.level().size() }
+    }
 }
 
 impl Iterator for Pieces {
@@ -178,34 +219,37 @@ impl Iterator for Pieces {
     fn next(&mut self) -> Option<GpaEntry> {
         let at = self.first;
         self.count = self.count.checked_sub(1)?;
-        self.first = GpaEntry::containing(Gpa::truncate(at.end()), at.level());
+        let next = Gpa::truncate(at.gpa().raw().wrapping_add(self.step));
+        self.first = GpaEntry::containing(next, at.level());
         Some(at)
     }
 }
 
-/// The pieces of the page `found` that are split in `round`, and where to go on.
-fn pieces_of(found: &Found, range: GpaRange, scope: Scope, round: Level, next: u64) -> (Pieces, u64) {
-    if found.at.level() == round {
-        return (Pieces { first: found.at, count: 1 }, found.at.end());
+/// The pieces of the page `found` that are split in `round`, itself among them.
+fn pieces_of(found: &Found, range: GpaRange, scope: Scope, round: Level) -> Pieces {
+    let none = Pieces::new(found.at, 0);
+    if found.at.level() < round {
+        return none;
     }
     match scope {
-        // One of the two ends lies in the larger page: the first one at or after `next`.
+        // At most two: those that the ends lie in.
         Scope::Ends => {
-            let at = |end| {
-                Gpa::new(end).filter(|gpa| !gpa.is_aligned(round)).map(|gpa| GpaEntry::containing(gpa, round))
+            let piece = |end| {
+                let at = GpaEntry::containing(Gpa::truncate(end), round);
+                (reaches_across(at, end) && found.at.range().covers(at)).then_some(at)
             };
-            let ends = [at(range.start().raw()), at(range.end())];
-            let end =
-                ends.into_iter().flatten().find(|at| at.gpa().raw() >= next && found.at.range().covers(*at));
-            end.map_or((Pieces { first: found.at, count: 0 }, found.at.end()), |first| {
-                (Pieces { first, count: 1 }, first.end())
-            })
+            match (piece(range.start().raw()), piece(range.end())) {
+                (Some(first), Some(last)) if first != last => {
+                    Pieces { step: last.gpa().raw().wrapping_sub(first.gpa().raw()), ..Pieces::new(first, 2) }
+                }
+                (Some(first), _) | (None, Some(first)) => Pieces::new(first, 1),
+                (None, None) => none,
+            }
         }
-        // The larger page is split first, and then all pieces of it.
+        Scope::Whole(to) if to >= round => none,
         Scope::Whole(_) => {
             let first = GpaEntry::containing(found.at.gpa(), round);
-            let count = found.at.level().size() >> round.shift();
-            (Pieces { first, count }, found.at.end())
+            Pieces::new(first, found.at.level().size() >> round.shift())
         }
     }
 }
@@ -232,21 +276,19 @@ impl<F: HardwareWalked, M: TableMemory, X: HostOwned> SecurePageTable<F, M, X> {
             Ok(_) => {}
             Err(error) => return Err(Returned { error, held }),
         }
-        for round in ROUNDS {
-            let mut next = range.start().align_down(round).raw();
-            loop {
-                let split = match self.next_split(range, scope, round, next, false) {
-                    Ok(Some(found)) => {
-                        self.split_in_place(found.at, &mut held.store).map(|()| Some(found.at.end()))
-                    }
-                    Ok(None) => Ok(None),
-                    Err(error) => Err(error),
-                };
-                match split {
-                    Ok(Some(end)) => next = end,
-                    Ok(None) => break,
-                    Err(error) => return Err(Returned { error: RangeError::stopped(next)(error), held }),
-                }
+        let mut next = range.start().raw();
+        // Each turn splits one page, whose pieces are looked at next if they may be too large still.
+        loop {
+            let _pin = self.memory.pin();
+            let split = match self.next_page(range, scope, next) {
+                Ok(Some(found)) => self.split_in_place(found.at, &mut held.store).map(|()| found.at),
+                Ok(None) => break,
+                Err(error) => Err(error),
+            };
+            match split {
+                Ok(at) if scope.is_done_below(at) => next = at.end(),
+                Ok(_) => {}
+                Err(error) => return Err(Returned { error: RangeError::stopped(next)(error), held }),
             }
         }
         Ok(Committed { used: before.saturating_sub(&held.store.kept()), rest: held.store })

@@ -21,14 +21,17 @@ impl<F: HardwareWalked, M: TableMemory, X: HostOwned> Exclusive<'_, F, M, X> {
         let first = GpaEntry::containing(range.start(), Level::L4K);
         self.accepts(first, into).map_err(RangeError::stopped(range.start().raw()))?;
         self.closed_at_ends(range)?;
-        let table = &**self;
+        let table = self.forget();
         table.each_piece(range, |at, entry, done| {
             let slot = table.slot(at, true)?;
             match entry {
                 Entry::Free => {}
                 Entry::Frozen => return Err(TableError::Contended { at }),
                 Entry::Leaf { hpa, .. } => {
-                    pages(at, table.clear(at, slot.table, slot.raw, hpa, into));
+                    if table.clear(at, slot.table) == 0 {
+                        table.shed_empty(at, into);
+                    }
+                    pages(at, table.unmapped(at, hpa));
                     done.note(entry);
                 }
                 Entry::Table { hpa, .. } | Entry::Closed { hpa, .. } => {
