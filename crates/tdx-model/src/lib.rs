@@ -15,6 +15,12 @@
 //! * [`MachineBuilder::audit`]: whether the whole state is walked for broken invariants after everything. Debug builds
 //!   check, after every call and whatever a guest does, all invariants of all that has changed.
 //!
+//! Modelled is everything that touches memory, the PAMT, Secure EPTs, TLB tracking, keys, and the state of TDs and vCPUs they
+//! depend on: 4 and 5 levels, both guest address widths, Dynamic PAMT, TD partitioning (tables, attributes and pages of
+//! L2 VMs), write blocks, debug access, contention with host priority, interrupts, caches under key ids. Not modelled are
+//! export and import of TDs, service TDs, code that runs in an L2 VM, measurements beyond a fold of their inputs, and TDX-IO;
+//! their leaves answer OPERAND_INVALID for RAX, as unknown ones do.
+//!
 //! ```
 //! use sept_core::{Gpa, Hpa, Level};
 //! use tdx_model::{Accept, Machine, Status, boot};
@@ -40,6 +46,7 @@ mod builder;
 mod call;
 mod config;
 mod digest;
+mod enter;
 mod faults;
 mod foreign;
 mod guest;
@@ -70,6 +77,7 @@ pub mod replay;
 pub use abi::{Leaf, Lifecycle, NULL_PA, Operand, PageType, Status, op_state, size_of_level};
 pub use builder::MachineBuilder;
 pub use config::{HkidLayout, ModuleVersion, Profile, Tdmr, UnknownVersion};
+pub use enter::RunningLp;
 pub use faults::{Fault, FaultPlan, Interrupts, MachineCheck};
 pub use foreign::{Access, Hold, TdLock};
 pub use guest::{Accept, EPT_VIOLATION, EptViolation, Guest, GuestFault, TdCall, TdExit};

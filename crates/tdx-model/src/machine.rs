@@ -27,7 +27,7 @@ pub struct Lp<'m> {
     number: u32,
 }
 
-impl Lp<'_> {
+impl<'m> Lp<'m> {
     /// Makes a SEAMCALL with any registers. On the model every register file is harmless.
     #[must_use]
     pub fn raw(&self, regs: Regs) -> Regs {
@@ -42,6 +42,10 @@ impl Lp<'_> {
             assert!(broken.is_empty(), "{regs:x?} answered {out:x?} and broke invariants: {broken:#?}");
             out
         })
+    }
+
+    pub(crate) const fn machine(&self) -> &'m Machine {
+        self.machine
     }
 
     /// Number of this logical processor.

@@ -89,7 +89,7 @@ impl Guest<'_> {
     /// The status VP.ENTER answered. [`EPT_VIOLATION`] as a status: the vCPU has exited at one page so often that it was
     /// not entered, because it would only exit there again.
     pub fn enter(&self, lp: u32) -> Result<(), Status> {
-        self.machine.with(|s| s.enter_guest(lp, self.tdvpr))
+        self.machine.with(|s| s.enter_guest(lp, self.tdvpr)).map_err(|out| Status(out.rax))
     }
 
     /// An external interrupt makes the vCPU leave guest mode. Says whether it did: one in the middle of an ACCEPT leaves
@@ -186,16 +186,18 @@ impl Guest<'_> {
 }
 
 impl Session<'_> {
-    pub(crate) fn enter_guest(&mut self, lp: u32, tdvpr: u64) -> Result<(), Status> {
-        let mut c = Ctx::new(lp, Regs { rcx: tdvpr, ..Regs::default() });
-        self.meet_faults(&Regs { rcx: tdvpr, ..Regs::default() });
-        let answer = match self.faults.strike(0) {
+    /// VP.ENTER with that RCX; what a host sees of an entry that did not lead into the guest.
+    pub(crate) fn enter_guest(&mut self, lp: u32, rcx: u64) -> Result<(), Regs> {
+        let mut c = Ctx::new(lp, Regs { rcx, ..Regs::default() });
+        let halted = self.is_halted().then_some(Status::VM_FAIL_INVALID);
+        self.meet_faults(&c.regs);
+        let answer = match halted.or_else(|| self.faults.strike(0)) {
             Some(status) => Err(status),
             None => self.enter_vcpu(&mut c).map(drop),
         };
         self.release(&mut c);
         self.counters.note(0, answer.err().unwrap_or(Status::SUCCESS));
-        answer
+        answer.map_err(|status| Regs { rax: status.0, ..c.out })
     }
 
     /// Executes one TDCALL of a vCPU that is in guest mode.
@@ -257,6 +259,13 @@ impl State {
     fn is_stuck(&self, td: usize, vcpu: usize) -> bool {
         let cpu = &self.td(td).vcpus[vcpu];
         cpu.stuck || self.faults.stays(vcpu)
+    }
+
+    /// The vCPU leaves guest mode by itself, if it is there.
+    pub(crate) fn leave_guest(&mut self, tdvpr: u64) {
+        if let Ok((td, vcpu)) = self.running(tdvpr) {
+            self.kick_vcpu(td, vcpu);
+        }
     }
 
     /// Makes the vCPU leave guest mode, or take note of it. Says whether it has left.

@@ -75,6 +75,12 @@ pub(super) struct Input {
     r11: Hex,
     r12: Hex,
     r13: Hex,
+    rbx: Hex,
+    rbp: Hex,
+    rsi: Hex,
+    rdi: Hex,
+    r14: Hex,
+    r15: Hex,
     #[serde(deserialize_with = "optional")]
     td: Option<usize>,
     #[serde(deserialize_with = "optional")]
@@ -101,6 +107,11 @@ pub(super) struct Input {
 }
 
 impl Input {
+    /// The registers that only VP.ENTER exchanges.
+    pub(super) const fn others(&self) -> [u64; 6] {
+        [self.rbx.0, self.rbp.0, self.rsi.0, self.rdi.0, self.r14.0, self.r15.0]
+    }
+
     /// The registers of a call with that RAX.
     pub(super) const fn regs(&self, rax: u64) -> Regs {
         Regs {
@@ -131,6 +142,12 @@ pub(super) struct Output {
     pub(super) r11: Option<Hex>,
     pub(super) r12: Option<Hex>,
     pub(super) r13: Option<Hex>,
+    rbx: Option<Hex>,
+    rbp: Option<Hex>,
+    rsi: Option<Hex>,
+    rdi: Option<Hex>,
+    r14: Option<Hex>,
+    r15: Option<Hex>,
     pub(super) entered: Option<bool>,
     pub(super) ok: Option<bool>,
     #[serde(deserialize_with = "optional")]
@@ -140,6 +157,12 @@ pub(super) struct Output {
 }
 
 impl Output {
+    /// The registers that only VP.ENTER exchanges, when `input` went in.
+    pub(super) fn others(&self, input: [u64; 6]) -> [u64; 6] {
+        let given = [self.rbx, self.rbp, self.rsi, self.rdi, self.r14, self.r15];
+        core::array::from_fn(|index| given[index].map_or(input[index], |hex| hex.0))
+    }
+
     /// The registers that must come out when `input` went in: what is absent is unchanged.
     pub(super) fn regs(&self, input: Regs) -> Regs {
         let or = |given: Option<Hex>, input: u64| given.map_or(input, |hex| hex.0);

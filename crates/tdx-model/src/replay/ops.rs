@@ -48,6 +48,8 @@ pub(super) fn perform(
         return simulate(state, holds, start, pseudo, step);
     } else if let Some(&(_, leaf)) = TDCALLS.iter().find(|(name, _)| *name == step.leaf) {
         tdcall(state, start, step, leaf)?
+    } else if step.leaf == Leaf::VpEnter.name() && is_exit(step) {
+        vp_enter(state, step)
     } else if step.leaf == "RAW" {
         let rax = step.input.rax.0;
         // With other bits the dispatcher refuses it before it looks for the leaf.
@@ -69,13 +71,57 @@ pub(super) fn perform(
     Ok(Outcome::Differences(differences))
 }
 
+/// Whether VP.ENTER came back because the guest was left, not because it was refused.
+fn is_exit(step: &Step) -> bool {
+    let rax = step.out.rax.map_or(0, |hex| hex.0);
+    // VMX exit reasons, and classes of TD exits in the upper bits.
+    rax >> 32 == 0 || matches!(rax >> 60, 4 | 6 | 9)
+}
+
+/// A VP.ENTER that a recorder wrote when it returned. Unless the trace has told before that the vCPU is inside, it enters now.
+/// What the guest did is known of an ACCEPT that made it exit, which is made and compared; all else is the guest's own.
+fn vp_enter(state: &mut Session<'_>, step: &Step) -> Differences {
+    let rcx = step.input.regs(0).rcx;
+    let tdvpr = rcx & VCPU_PAGE;
+    let inside = |state: &State| state.vcpu_of(tdvpr).filter(|&(td, vcpu)| state.td(td).vcpus[vcpu].inside);
+    let expected = step.out.regs(step.input.regs(0));
+    if inside(state).is_none()
+        && let Err(out) = state.enter_guest(step.lp.unwrap_or(0), rcx)
+    {
+        return compare_regs(&expected, &out);
+    }
+    let Some((td, vcpu)) = inside(state) else { return Vec::new() };
+    let violation =
+        TdExit { regs: expected }.ept_violation().filter(|violation| violation.kind == ACCEPT_EXIT);
+    if let Some(violation) = violation {
+        let rcx = violation.gpa | u64::from(violation.requested_level);
+        let got = state.tdcall(td, vcpu, Regs { rax: TDCALLS[0].1, rcx, ..Regs::default() });
+        return match got {
+            TdCall::Exit(TdExit { regs }) => compare_regs(&expected, &regs),
+            other => vec![("kind", "tdexit".to_owned(), format!("{other:x?}"))],
+        };
+    }
+    state.exit_vcpu(td, vcpu);
+    Vec::new()
+}
+
+/// Bits 51:12 of VP.ENTER's RCX.
+const VCPU_PAGE: u64 = 0x000F_FFFF_FFFF_F000;
+/// Type of an EPT violation exit: PAGE.ACCEPT.
+const ACCEPT_EXIT: u8 = 1;
+
 /// A SEAMCALL on the logical processor that the trace names, or the first.
 fn call(state: &mut Session<'_>, step: &Step, rax: u64) -> Differences {
     let input = step.input.regs(rax);
     let got = state.seamcall(step.lp.unwrap_or(0), input);
     match step.out.kind.as_deref() {
         Some("fatal") => differ("kind", &"fatal", &if state.is_halted() { "fatal" } else { "ret" }),
-        None | Some("ret") => compare_regs(&step.out.regs(input), &got),
+        None | Some("ret") => {
+            let others = step.input.others();
+            let mut differences = compare_regs(&step.out.regs(input), &got);
+            differences.extend(differ("rbx to r15", &step.out.others(others), &others));
+            differences
+        }
         Some(kind) => vec![("kind", kind.to_owned(), "ret".to_owned())],
     }
 }
@@ -101,7 +147,7 @@ fn differ<T: PartialEq + core::fmt::Debug>(what: &'static str, expected: &T, got
 }
 
 /// Guest calls that the model knows.
-const TDCALLS: [(&str, u64); 3] =
+pub(super) const TDCALLS: [(&str, u64); 3] =
     [("TDG.MEM.PAGE.ACCEPT", 6), ("TDG.MEM.PAGE.ATTR.RD", 23), ("TDG.MEM.PAGE.ATTR.WR", 24)];
 
 /// A guest's call.
@@ -203,7 +249,7 @@ fn read_memory(state: &State, input: &Input, out: &Output) -> Differences {
 
 fn enter(state: &mut Session<'_>, start: &Start, step: &Step) -> Result<Differences, String> {
     let (tdvpr, lp) = start.vcpu(state, step)?;
-    let status = state.enter_guest(lp, tdvpr).err();
+    let status = state.enter_guest(lp, tdvpr).err().map(|out| crate::Status(out.rax));
     let mut differences = differ("entered", &step.out.entered, &Some(status.is_none()));
     if let (Some(expected), Some(got)) = (step.out.rax, status) {
         differences.extend(differ("rax", &crate::Status(expected.0), &got));
