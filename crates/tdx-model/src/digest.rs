@@ -71,7 +71,7 @@ impl State {
             add(vcpu.lp.map_or(0, |lp| u64::from(lp) + 1) | (vcpu.tdcx.len() as u64) << 32);
         }
         if td.is_built() {
-            for (vm, root) in td.roots().into_iter().enumerate() {
+            for (vm, &root) in td.roots().tables().iter().enumerate() {
                 self.digest_table(vm, root, td.root_level, add);
             }
         }

@@ -8,8 +8,6 @@
 //!    changed nothing (see [`crate::watch`], which also says of what the rules are asked). An L2 entry is in use exactly
 //!    where the L1 entry beside it says so, and names the same page. (TDX module ABI, "Model skeleton".)
 
-use std::collections::HashMap;
-
 use crate::abi::{Lifecycle, PAGE, PageType, size_of_level};
 use crate::call::Held;
 use crate::foreign::{Target, TdLock};
@@ -35,8 +33,23 @@ pub(crate) struct Place {
     pub(crate) index: usize,
 }
 
-/// Readers and writer of each PAMT entry.
-pub(crate) type Locks = HashMap<(u64, u8), (u16, bool)>;
+/// Readers and writer of each PAMT entry that is locked: few.
+pub(crate) type Locks = Vec<((u64, u8), (u16, bool))>;
+
+/// Root tables of a TD and their level.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Roots {
+    pub(crate) level: u8,
+    count: usize,
+    tables: [u32; 1 + l2::MAX_VMS],
+}
+
+impl Roots {
+    /// The TD's own root, then those of L2 VMs.
+    pub(crate) fn tables(&self) -> &[u32] {
+        &self.tables[..self.count]
+    }
+}
 
 impl Td {
     /// The TD has Secure EPTs that mean something.
@@ -44,10 +57,10 @@ impl Td {
         self.lifecycle == Lifecycle::KeysConfigured && self.tdcx.len() > ROOT_TDCX
     }
 
-    /// Root tables: the TD's own, then those of L2 VMs.
-    pub(crate) fn roots(&self) -> Vec<u32> {
+    pub(crate) fn roots(&self) -> Roots {
         let l2 = self.tdcx.len().saturating_sub(MIN_TDCX).min(l2::MAX_VMS);
-        core::iter::once(self.root).chain(self.l2_roots[..l2].iter().copied()).collect()
+        let [first, second, third] = self.l2_roots;
+        Roots { level: self.root_level, count: 1 + l2, tables: [self.root, first, second, third] }
     }
 }
 
@@ -146,7 +159,7 @@ impl State {
 
     /// The entry of `vm` at the same place, if its tables reach that far.
     fn l2_entry_at(&self, place: &Place, vm: usize) -> Option<u64> {
-        if self.td(place.td).roots().len() <= vm {
+        if self.td(place.td).roots().tables().len() <= vm {
             return None;
         }
         let slot = self.l2_walk(place.td, vm, place.gpa, place.level, true);
@@ -169,8 +182,8 @@ impl State {
         let kind = entry.kind();
         let mut complain =
             |what: String| broken.push(format!("{kind:?} page {page:#x} level {level}: {what}"));
-        let (found, expected) =
-            (entry.lock().holders(), locks.get(&(page, level)).copied().unwrap_or_default());
+        let expected = locks.iter().find(|&&(locked, _)| locked == (page, level));
+        let (found, expected) = (entry.lock().holders(), expected.map(|&(_, lock)| lock).unwrap_or_default());
         if found != expected {
             complain(format!("lock {found:?}, expected {expected:?}"));
         }
@@ -336,9 +349,14 @@ fn add_path(locks: &mut Locks, hpa: u64, level: u8, mode: Mode) {
 }
 
 fn add(locks: &mut Locks, page: u64, level: u8, mode: Mode) {
-    let entry = locks.entry((page & !(size_of_level(level) - 1), level)).or_default();
+    let key = (page & !(size_of_level(level) - 1), level);
+    let position = locks.iter().position(|&(locked, _)| locked == key).unwrap_or_else(|| {
+        locks.push((key, (0, false)));
+        locks.len() - 1
+    });
+    let (_, lock) = &mut locks[position];
     match mode {
-        Mode::Shared => entry.0 += 1,
-        Mode::Exclusive => entry.1 = true,
+        Mode::Shared => lock.0 += 1,
+        Mode::Exclusive => lock.1 = true,
     }
 }

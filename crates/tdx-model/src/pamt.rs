@@ -32,6 +32,11 @@ impl PamtEntry {
         Lock(self.meta as u16)
     }
 
+    /// All of it but the lock.
+    pub(crate) const fn without_lock(self) -> Self {
+        Self { meta: self.meta & !0xFFFF, ..self }
+    }
+
     const fn set_lock(&mut self, lock: Lock) {
         self.meta = self.meta & !0xFFFF | lock.0 as u64;
     }

@@ -8,19 +8,45 @@
 //!
 //! A fresh watch knows nothing, so that everything differs: that is the full check.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::abi::PageType;
-use crate::invariants::{Place, is_child, region, units};
+use crate::invariants::{Place, Roots, is_child, region, units};
 use crate::l2;
 use crate::machine::Machine;
-use crate::memory::{CHUNK, FANOUT, Table, Touched};
+use crate::memory::{CHUNK, FANOUT, Table, Touched, fold};
 use crate::pamt::PamtEntry;
 use crate::sept;
 use crate::state::State;
+use crate::td::Td;
 
 /// A page and the level of its PAMT entry.
 type Page = (u64, u8);
+
+/// A hash of a few words that need not resist anybody.
+#[derive(Clone, Copy, Debug, Default)]
+struct FoldHasher(u64);
+
+impl Hasher for FoldHasher {
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 32
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u64(byte.into()));
+    }
+
+    fn write_u8(&mut self, byte: u8) {
+        self.write_u64(byte.into());
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = fold(self.0, word);
+    }
+}
+
+type Map<K, V> = HashMap<K, V, BuildHasherDefault<FoldHasher>>;
 
 /// What is known of a table.
 #[derive(Clone, Debug)]
@@ -30,21 +56,23 @@ struct Seen {
     /// First address it translates.
     gpa: u64,
     level: u8,
-    entries: Box<Table>,
-    children: HashMap<usize, u32>,
+    entries: Table,
+    /// Tables that its entries lead to.
+    children: Vec<(usize, u32)>,
 }
 
 /// What is known of the state that a call left behind.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Watch {
-    /// Root tables by TD, and their level; those of a TD without Secure EPTs are none.
-    roots: Vec<(u8, Vec<u32>)>,
-    tables: HashMap<u32, Seen>,
+    /// Root tables by TD; those of a TD without Secure EPTs are none.
+    roots: Vec<Roots>,
+    /// By number.
+    tables: Vec<Option<Box<Seen>>>,
     /// How many entries name the page.
-    named: HashMap<Page, u32>,
-    pages: HashMap<Page, PamtEntry>,
+    named: Map<Page, u32>,
+    pages: Map<Page, PamtEntry>,
     /// 4 KiB units of pages by owner.
-    units: HashMap<u64, u64>,
+    units: Map<u64, u64>,
 }
 
 /// What differs from what was known.
@@ -53,20 +81,27 @@ struct Changes {
     entries: Vec<(Place, u64, u64)>,
     pages: Vec<(Page, PamtEntry, PamtEntry)>,
     /// Pages that changed or are named otherwise than before.
-    suspects: BTreeSet<Page>,
+    suspects: Vec<Page>,
 }
 
 impl Watch {
     /// What is broken since the last time. `refused`: of a call that was refused, which must not have changed anything.
     pub(crate) fn check(&mut self, state: &State, touched: &Touched, refused: bool) -> Vec<String> {
         let mut changes = Changes::default();
+        let mut pages = touched.pages.clone();
+        pages.sort_unstable();
+        pages.dedup();
         self.follow_tables(state, touched, &mut changes);
-        self.follow_pages(state, touched, &mut changes);
+        self.follow_pages(state, &pages, &mut changes);
         let mut broken = Vec::new();
         for (place, _, new) in &changes.entries {
             state.check_entry(place, *new, &mut broken);
         }
-        self.check_pages(state, touched, &changes, &mut broken);
+        let locks = state.expected_locks();
+        for &(page, level) in &pages {
+            state.check_page(page, level, &locks, &mut broken);
+        }
+        self.check_suspects(state, &mut changes, &mut broken);
         for (index, td) in state.tds.iter().enumerate() {
             if let Some(td) = td {
                 let units = self.units.get(&td.tdr).copied().unwrap_or(0);
@@ -81,22 +116,21 @@ impl Watch {
     }
 
     fn follow_tables(&mut self, state: &State, touched: &Touched, changes: &mut Changes) {
-        self.roots.resize(state.tds.len(), (0, Vec::new()));
+        self.roots.resize(state.tds.len(), Roots::default());
         let mut work: Vec<u32> = touched.tables.clone();
         for (index, td) in state.tds.iter().enumerate() {
             let built = td.as_ref().filter(|td| td.is_built());
-            let roots = built.map_or_else(Default::default, |td| (td.root_level, td.roots()));
+            let roots = built.map_or_else(Roots::default, Td::roots);
             if roots == self.roots[index] {
                 continue;
             }
-            for root in core::mem::take(&mut self.roots[index]).1 {
+            for &root in core::mem::replace(&mut self.roots[index], roots).tables() {
                 self.unlink(state, root, changes);
             }
-            for (vm, &root) in roots.1.iter().enumerate() {
-                self.link(root, index, vm, 0, roots.0);
+            for (vm, &root) in roots.tables().iter().enumerate() {
+                self.link(root, index, vm, 0, roots.level);
                 work.push(root);
             }
-            self.roots[index] = roots;
         }
         while let Some(table) = work.pop() {
             self.compare(state, table, &mut work, changes);
@@ -104,17 +138,18 @@ impl Watch {
     }
 
     fn link(&mut self, table: u32, td: usize, vm: usize, gpa: u64, level: u8) {
-        let free = if vm == 0 { sept::FREE } else { l2::FREE };
-        let entries = Box::new([free; FANOUT]);
-        self.tables.insert(table, Seen { td, vm, gpa, level, entries, children: HashMap::new() });
+        let entries = [if vm == 0 { sept::FREE } else { l2::FREE }; FANOUT];
+        let number = table as usize;
+        self.tables.resize_with(self.tables.len().max(number + 1), || None);
+        self.tables[number] = Some(Box::new(Seen { td, vm, gpa, level, entries, children: Vec::new() }));
     }
 
     /// The table is no part of a tree any more, nor are those below it.
     fn unlink(&mut self, state: &State, table: u32, changes: &mut Changes) {
         let mut work = vec![table];
         while let Some(table) = work.pop() {
-            let Some(seen) = self.tables.remove(&table) else { continue };
-            work.extend(seen.children.values());
+            let Some(seen) = self.take(table) else { continue };
+            work.extend(seen.children.iter().map(|&(_, child)| child));
             for index in 0..FANOUT {
                 let place = seen.place(table, index);
                 if let Some(page) = named(state, &place, seen.entries[index]) {
@@ -124,8 +159,12 @@ impl Watch {
         }
     }
 
+    fn take(&mut self, table: u32) -> Option<Box<Seen>> {
+        self.tables.get_mut(table as usize)?.take()
+    }
+
     fn forget(&mut self, page: Page, changes: &mut Changes) {
-        changes.suspects.insert(page);
+        changes.suspects.push(page);
         if let Some(count) = self.named.get_mut(&page) {
             *count -= 1;
             if *count == 0 {
@@ -136,7 +175,7 @@ impl Watch {
 
     /// Learns what is new in a table that is part of a tree.
     fn compare(&mut self, state: &State, table: u32, work: &mut Vec<u32>, changes: &mut Changes) {
-        let Some(mut seen) = self.tables.remove(&table) else { return };
+        let Some(mut seen) = self.take(table) else { return };
         let now = state.mem.table(table);
         for index in (0..FANOUT).filter(|&index| seen.entries[index] != now[index]) {
             let (old, new) = (seen.entries[index], now[index]);
@@ -147,34 +186,39 @@ impl Watch {
             }
             if let Some(page) = pages[1] {
                 *self.named.entry(page).or_insert(0) += 1;
-                changes.suspects.insert(page);
+                changes.suspects.push(page);
             }
             let table_at = |page: Option<Page>| page.filter(|_| is_table(place.vm, new)).map(|page| page.0);
             let child = table_at(pages[1]).and_then(|page| state.mem.table_at(page));
-            if seen.children.get(&index).copied() != child {
-                if let Some(old) = seen.children.remove(&index) {
+            let known = seen.children.iter().position(|&(at, _)| at == index);
+            if known.map(|position| seen.children[position].1) != child {
+                if let Some(position) = known {
+                    let (_, old) = seen.children.swap_remove(position);
                     self.unlink(state, old, changes);
                 }
                 if let Some(child) = child {
                     self.link(child, seen.td, seen.vm, place.gpa, seen.level - 1);
-                    seen.children.insert(index, child);
+                    seen.children.push((index, child));
                     work.push(child);
                 }
             }
             changes.entries.push((place, old, new));
         }
         seen.entries.copy_from_slice(now);
-        self.tables.insert(table, seen);
+        self.tables[table as usize] = Some(seen);
     }
 
-    fn follow_pages(&mut self, state: &State, touched: &Touched, changes: &mut Changes) {
-        let pages: BTreeSet<Page> = touched.pages.iter().copied().collect();
-        for page in pages {
+    fn follow_pages(&mut self, state: &State, pages: &[Page], changes: &mut Changes) {
+        for &page in pages {
             let new = state.mem.entry(page.0, page.1);
             // Reserved pages are that from the start.
             let unknown = if new.kind() == PageType::Rsvd { new } else { PamtEntry::default() };
             let old = self.pages.get(&page).copied().unwrap_or(unknown);
             if old == new {
+                continue;
+            }
+            self.pages.insert(page, new);
+            if old.without_lock() == new.without_lock() {
                 continue;
             }
             if is_child(old.kind()) {
@@ -183,27 +227,27 @@ impl Watch {
             if is_child(new.kind()) {
                 *self.units.entry(new.owner()).or_insert(0) += units(new, page.1);
             }
-            self.pages.insert(page, new);
             changes.pages.push((page, old, new));
-            changes.suspects.insert(page);
+            changes.suspects.push(page);
         }
     }
 
-    fn check_pages(&self, state: &State, touched: &Touched, changes: &Changes, broken: &mut Vec<String>) {
-        let locks = state.expected_locks();
-        let pages: BTreeSet<Page> = touched.pages.iter().copied().collect();
-        pages.iter().for_each(|&(page, level)| state.check_page(page, level, &locks, broken));
+    /// Of the pages that changed or are named otherwise: how often they are named, how many of a region are used, who can
+    /// still reach them.
+    fn check_suspects(&self, state: &State, changes: &mut Changes, broken: &mut Vec<String>) {
+        changes.suspects.sort_unstable();
+        changes.suspects.dedup();
         for &(page, level) in &changes.suspects {
             let entry = state.mem.entry(page, level);
-            let (names, needed) =
-                (self.named.get(&(page, level)).copied().unwrap_or(0), u32::from(state.must_be_named(entry)));
-            if names != needed {
+            let names = self.named.get(&(page, level)).copied().unwrap_or(0);
+            if names != u32::from(state.must_be_named(entry)) {
                 let kind = entry.kind();
                 broken.push(format!("{kind:?} page {page:#x} level {level}: named by {names} entries"));
             }
         }
         let kinds = changes.pages.iter().filter(|(_, old, new)| old.kind() != new.kind());
-        let regions: BTreeSet<u64> = kinds.clone().map(|&((page, _), ..)| region(page)).collect();
+        let mut regions: Vec<u64> = kinds.clone().map(|&((page, _), ..)| region(page)).collect();
+        regions.dedup();
         regions.iter().for_each(|&region| state.check_count(region, broken));
         let gone: Vec<Page> =
             kinds.filter(|(_, old, _)| is_child(old.kind())).map(|&(page, ..)| page).collect();
@@ -282,6 +326,10 @@ impl State {
 
     /// Every invariant that a call can have broken since the last time. Only debug builds watch.
     pub(crate) fn check_changes(&mut self, refused: bool) -> Vec<String> {
+        // Whatever a call does, it takes the lock of a page.
+        if self.mem.touched.tables.is_empty() && self.mem.touched.pages.is_empty() {
+            return Vec::new();
+        }
         let Some(mut watch) = self.watch.take() else { return Vec::new() };
         let on = true;
         let touched = core::mem::replace(&mut self.mem.touched, Touched { on, ..Touched::default() });
