@@ -18,6 +18,8 @@ pub struct TdSpec {
     pub wide_gpa: bool,
     /// Number of vCPUs.
     pub vcpus: u16,
+    /// vCPUs that the TD may have in the end; those that are created at least.
+    pub max_vcpus: u16,
     /// Number of L2 VMs, up to 3 (TD partitioning).
     pub l2_vms: u8,
     /// ATTRIBUTES.DEBUG.
@@ -37,6 +39,7 @@ impl Default for TdSpec {
             sept_levels: 4,
             wide_gpa: false,
             vcpus: 1,
+            max_vcpus: 1,
             l2_vms: 0,
             debug: false,
             sept_ve_disable: false,
@@ -77,7 +80,7 @@ pub fn td_params(spec: &TdSpec) -> [u8; 1024] {
     };
     put(0, u64::from(spec.debug) | u64::from(spec.sept_ve_disable) << 28, 8);
     put(8, 3, 8);
-    put(16, u64::from(spec.vcpus.max(1)), 2);
+    put(16, u64::from(spec.vcpus.max(spec.max_vcpus)), 2);
     put(18, u64::from(spec.l2_vms), 1);
     put(24, 6 | u64::from(spec.sept_levels - 1) << 3, 8);
     put(32, u64::from(spec.wide_gpa), 8);

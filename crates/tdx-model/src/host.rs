@@ -81,20 +81,6 @@ impl State {
         true
     }
 
-    /// Eight bytes of ordinary memory that the module reads.
-    pub(crate) fn read_shared(&self, at: u64) -> u64 {
-        let at = at & !self.cfg.hkid.mask();
-        let bytes = self.mem.read_bytes(at & !(PAGE - 1));
-        bytes[(at % PAGE) as usize..][..8].iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte))
-    }
-
-    /// Eight bytes of ordinary memory that the module writes, with the key id of the address.
-    pub(crate) fn write_shared(&mut self, at: u64, word: u64) {
-        let mask = self.cfg.hkid.mask();
-        let key = ((at & mask) >> self.cfg.hkid.start_bit) as u16;
-        self.mem.write_bytes(at & !mask, &word.to_le_bytes(), key);
-    }
-
     /// The TD whose TDR is at `tdr`.
     pub(crate) fn td_of(&self, tdr: u64) -> Option<usize> {
         self.tds.iter().position(|td| td.as_ref().is_some_and(|td| td.tdr == tdr))

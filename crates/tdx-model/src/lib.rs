@@ -59,6 +59,7 @@ mod lock;
 mod machine;
 mod memory;
 mod operand;
+mod ordinary;
 mod pamt;
 mod sept;
 mod session;

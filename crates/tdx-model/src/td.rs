@@ -86,6 +86,7 @@ pub(crate) struct Vcpu {
     pub(crate) initialized: bool,
     /// Order of its initialisation.
     pub(crate) index: u32,
+    pub(crate) x2apic_id: Option<u32>,
     /// It consumed what it cannot recover from.
     pub(crate) disabled: bool,
     /// Its last exit came after the instruction: the host may say whether to try again.

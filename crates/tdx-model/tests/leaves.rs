@@ -230,3 +230,80 @@ fn a_guest_gives_up_when_the_host_never_comes_back() {
     guest.enter(0).unwrap();
     assert_eq!(guest.accept(gpa, Level::L4K), Ok(Accept::Returned(Status::SUCCESS)));
 }
+
+#[test]
+fn sys_info_fills_what_it_is_given() {
+    let machine = Machine::builder().version(ModuleVersion::V1_5_01).memory(BASE, 2).build();
+    let (buffer, list) = (0x1000_0400, 0x1000_1000);
+    let info = |rcx: u64, rdx: u64, r8: u64, r9: u64| {
+        let out = machine.lp(0).raw(Regs { rax: 32, rcx, rdx, r8, r9, ..Regs::new() });
+        (out.rax, out.rdx, out.r9)
+    };
+    for (operands, register) in [
+        ([buffer + 512, 1024, list, 32], 1),
+        ([buffer, 1023, list, 32], 2),
+        ([buffer, 1024, list + 256, 32], 8),
+        ([buffer, 1024, list, 31], 9),
+    ] {
+        let [rcx, rdx, r8, r9] = operands;
+        assert_eq!(info(rcx, rdx, r8, r9), (0xC000_0100_0000_0000 | register, 0, 0));
+    }
+    assert_eq!(info(buffer, 4096, list, 40), (0, 1024, 32));
+    assert_eq!(machine.violations(), []);
+}
+
+/// The module does not notice that what it reads was written with another key; the host is told.
+#[test]
+fn ordinary_memory_is_read_with_the_key_of_its_address() {
+    let machine = Machine::builder().memory(BASE, 1).build();
+    let lp = machine.lp(0);
+    let mut frames = (BASE..).step_by(4096).map(Hpa::truncate);
+    let spec = TdSpec { finalize: false, ..TdSpec::default() };
+    let td = boot::create(&lp, &machine, &spec, &mut frames).unwrap();
+    boot::map_tables(&lp, &td, Gpa::truncate(0), Level::L4K, &mut frames).unwrap();
+    machine.host_write(Hpa::truncate(0x5000_0000), 77);
+    let add = |gpa: u64, source: u64| {
+        let (rdx, r8) = (td.tdr.raw(), PAGE + gpa);
+        Status(lp.raw(Regs { rax: 2, rcx: gpa, rdx, r8, r9: source, ..Regs::new() }).rax)
+    };
+    assert_eq!(add(0, 0x5000_0000), Status::SUCCESS);
+    assert_eq!(machine.peek(Hpa::truncate(PAGE)).pattern, 77);
+    assert_eq!(machine.violations(), []);
+    assert_eq!(add(0x1000, 5 << 46 | 0x5000_0000), Status::SUCCESS, "another shared key");
+    assert_ne!(machine.peek(Hpa::truncate(PAGE + 0x1000)).pattern, 77);
+    assert_eq!(add(0x2000, PAGE), Status::SUCCESS, "a private page");
+    assert_ne!(machine.peek(Hpa::truncate(PAGE + 0x2000)).pattern, 77);
+    let kinds: Vec<_> = machine.violations().iter().map(|told| (told.kind, told.hpa, told.key)).collect();
+    let noise = tdx_model::ViolationKind::ModuleReadCiphertext;
+    assert_eq!(kinds, [(noise, 0x5000_0000, 0), (noise, PAGE, 33)]);
+}
+
+/// Version 1 of VP.INIT, which 2.0.08 has.
+#[test]
+fn x2apic_ids_are_unique() {
+    let start = |version| {
+        let machine = Machine::builder().version(version).dynamic_pamt(false).memory(BASE, 1).build();
+        let mut frames = (BASE..).step_by(4096).map(Hpa::truncate);
+        let spec = TdSpec { vcpus: 0, max_vcpus: 2, finalize: false, ..TdSpec::default() };
+        let td = boot::create(&machine.lp(0), &machine, &spec, &mut frames).unwrap();
+        let vcpus = [PAGE, PAGE + 0x10_0000].map(|page| {
+            boot::call(&machine.lp(0), Leaf::VpCreate, [page, td.tdr.raw(), 0, 0]).unwrap();
+            for number in 1..=5 {
+                boot::call(&machine.lp(0), Leaf::VpAddCx, [page + number * 4096, page, 0, 0]).unwrap();
+            }
+            page
+        });
+        (machine, td.tdr, vcpus)
+    };
+    let init = |machine: &Machine, vcpu: u64, id: u64| {
+        Status(machine.lp(0).raw(Regs { rax: 22 | 1 << 16, rcx: vcpu, r8: id, ..Regs::new() }).rax)
+    };
+    let (machine, _, [first, _]) = start(ModuleVersion::V1_5_28);
+    assert_eq!(init(&machine, first, 7), Status(0xC000_0100_0000_0000));
+    let (machine, tdr, [first, second]) = start(ModuleVersion::V2_0_08);
+    let hold = machine.hold_page(tdr, Level::L4K, tdx_model::Access::Shared).unwrap();
+    assert_eq!(init(&machine, first, 7), Status(0x8000_0200_0000_0080), "it wants the TDR for itself");
+    machine.release(hold);
+    assert_eq!(init(&machine, first, 7), Status::SUCCESS);
+    assert_eq!(init(&machine, second, 7), Status(0xC000_0621_0000_0007));
+}

@@ -103,8 +103,7 @@ pub(super) fn init(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     if !s.cfg.shared_operand(at, TD_PARAMS) {
         return Err(Status::OPERAND_INVALID.of(Operand::Rdx));
     }
-    let at = at & !s.cfg.hkid.mask();
-    let bytes = s.mem.read_bytes(at & !(PAGE - 1));
+    let bytes = s.shared_page(at);
     let params = TdParams::read(&bytes[(at % PAGE) as usize..][..TD_PARAMS as usize]);
     params.check(s.cfg.max_pa_bits, s.td(td).tdcx.len())?;
     s.pause(c, Point::Commit);

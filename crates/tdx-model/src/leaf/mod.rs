@@ -189,6 +189,10 @@ const fn clear_outputs(c: &mut Ctx, leaf: Leaf) {
             c.out.r10 = 0;
         }
         Leaf::SysTdmrInit => c.out.rdx = 0,
+        Leaf::SysInfo => {
+            c.out.rdx = 0;
+            c.out.r9 = 0;
+        }
         Leaf::SysRd => {
             c.out.rdx = NULL_PA;
             c.out.r8 = 0;

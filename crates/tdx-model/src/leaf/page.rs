@@ -47,8 +47,7 @@ pub(super) fn add(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     s.pause(c, Point::Commit);
     let key = s.td(td).hkid;
     s.donated(page, 1, key);
-    let source = source & !s.cfg.hkid.mask();
-    s.mem.copy(source, page, key);
+    s.copy_shared(source, page, key);
     // The TD is held exclusively, so nobody can be at work on the entry.
     if s.mem.table(slot.table)[slot.index] & s.lock_bit() != 0 {
         return Err(s.halt());

@@ -91,6 +91,31 @@ impl State {
         })
     }
 
+    /// TDSYSINFO_STRUCT: module at 0, memory at 32, control structures at 48, capabilities at 64. No CPUID configuration.
+    fn sys_info(&self) -> [u8; SYS_INFO] {
+        let field = |id: u64| self.platform_field(id, 0).unwrap_or(0);
+        let mut info = [0; SYS_INFO];
+        let fields = [
+            (4, 4, field(0x0800_0002_0000_0000)),
+            (14, 2, field(0x0800_0001_0000_0003)),
+            (16, 2, field(0x0800_0001_0000_0004)),
+            // SYS.RD exists.
+            (18, 1, 1),
+            (32, 2, field(0x9100_0001_0000_0008)),
+            (34, 2, field(0x9100_0001_0000_0009)),
+            (36, 2, field(0x9100_0001_0000_0010)),
+            (48, 2, field(0x9800_0001_0000_0100)),
+            (52, 2, field(0x9800_0001_0000_0200)),
+            (64, 8, ATTRIBUTES),
+            (80, 8, XFAM.1),
+            (88, 8, XFAM.0),
+        ];
+        for (at, size, value) in fields {
+            info[at..at + size].copy_from_slice(&value.to_le_bytes()[..size]);
+        }
+        info
+    }
+
     /// First byte and bytes; without any, the regions are all the convertible memory that is known of.
     fn convertible_range(&self, element: u32) -> (u64, u64) {
         let index = element as usize;
@@ -122,12 +147,37 @@ pub(super) fn rd(s: &mut State, c: &mut Ctx) -> Answer {
     Ok(())
 }
 
-/// TDH.SYS.INFO: the structures it fills are not modelled; only its operands are checked.
+/// Bytes of TDSYSINFO_STRUCT, and of the array of convertible ranges.
+const SYS_INFO: usize = 1024;
+const CMR_INFO: u64 = MAX_CMRS as u64 * 16;
+
+/// TDH.SYS.INFO: RCX and RDX a buffer and its size, R8 and R9 an array of convertible ranges and its length. Out: RDX and R9 how
+/// much of them was written.
 pub(super) fn info(s: &mut State, c: &mut Ctx) -> Answer {
-    for (address, alignment, op) in [(c.regs.rcx, 1024, Operand::Rcx), (c.regs.r8, 512, Operand::R8)] {
-        if !s.cfg.shared_operand(address, alignment) {
-            return Err(Status::OPERAND_INVALID.of(op));
-        }
+    let (buffer, bytes, ranges, count) = (c.regs.rcx, c.regs.rdx, c.regs.r8, c.regs.r9);
+    let invalid = |op: Operand| Err(Status::OPERAND_INVALID.of(op));
+    if !s.cfg.shared_operand(buffer, SYS_INFO as u64) {
+        return invalid(Operand::Rcx);
     }
+    if bytes < SYS_INFO as u64 {
+        return invalid(Operand::Rdx);
+    }
+    if !s.cfg.shared_operand(ranges, CMR_INFO) {
+        s.write_shared_bytes(buffer, &[0; SYS_INFO]);
+        return invalid(Operand::R8);
+    }
+    if count < MAX_CMRS.into() {
+        s.write_shared_bytes(buffer, &[0; SYS_INFO]);
+        return invalid(Operand::R9);
+    }
+    let info = s.sys_info();
+    s.write_shared_bytes(buffer, &info);
+    let list: Vec<u8> = (0..MAX_CMRS)
+        .flat_map(|index| <[u64; 2]>::from(s.convertible_range(index)))
+        .flat_map(u64::to_le_bytes)
+        .collect();
+    s.write_shared_bytes(ranges, &list);
+    c.out.rdx = SYS_INFO as u64;
+    c.out.r9 = MAX_CMRS.into();
     Ok(())
 }

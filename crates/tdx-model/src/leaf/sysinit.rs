@@ -7,7 +7,7 @@ use crate::call::Ctx;
 use crate::session::{Point, Session};
 use crate::state::{Answer, State};
 
-use super::tdmr::{GIB, TDMR_INFO, TdmrInfo, number};
+use super::tdmr::{GIB, TDMR_INFO, TdmrInfo};
 
 /// State of the module.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -100,7 +100,7 @@ pub(super) fn config(s: &mut State, c: &mut Ctx) -> Answer {
     s.reserve_global_key();
     let mut offered: Vec<TdmrInfo> = Vec::new();
     for index in 0..count {
-        let at = number(s, array + index * 8);
+        let at = s.read_shared(array + index * 8);
         if !s.cfg.shared_operand(at, TDMR_INFO) {
             return Err(Status::OPERAND_INVALID.of(Operand::Rcx));
         }

@@ -26,20 +26,13 @@ pub(super) struct TdmrInfo {
     reserved: [Area; RESERVED_AREAS],
 }
 
-/// Eight bytes of ordinary memory.
-pub(super) fn number(s: &State, at: u64) -> u64 {
-    let at = at & !s.cfg.hkid.mask();
-    let bytes = s.mem.read_bytes(at & !(PAGE - 1));
-    bytes[(at % PAGE) as usize..][..8].iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte))
-}
-
 fn overlap((a, bytes): Area, (b, other): Area) -> bool {
     a < b.saturating_add(other) && b < a.saturating_add(bytes)
 }
 
 impl TdmrInfo {
-    pub(super) fn read(s: &State, at: u64) -> Self {
-        let area = |field: u64| (number(s, at + field * 8), number(s, at + field * 8 + 8));
+    pub(super) fn read(s: &mut State, at: u64) -> Self {
+        let mut area = |field: u64| (s.read_shared(at + field * 8), s.read_shared(at + field * 8 + 8));
         let (base, size) = area(0);
         Self {
             base,

@@ -40,11 +40,22 @@ impl State {
         op: Operand,
         mode: Mode,
     ) -> Answer<(usize, usize)> {
+        self.tdvpr_and_td(c, page, op, mode, Mode::Shared)
+    }
+
+    fn tdvpr_and_td(
+        &mut self,
+        c: &mut Ctx,
+        page: u64,
+        op: Operand,
+        mode: Mode,
+        tdr_mode: Mode,
+    ) -> Answer<(usize, usize)> {
         self.page_operand(c, page, 0, op, PageType::Tdvpr, mode)?;
         let value = self.mem.cell(page).value();
         let (td, vcpu) = ((value >> 32) as usize, value as u32 as usize);
         let tdr = self.td(td).tdr;
-        self.implicit_page(c, tdr, 0, Operand::Tdr, Mode::Shared)?;
+        self.implicit_page(c, tdr, 0, Operand::Tdr, tdr_mode)?;
         Ok((td, vcpu))
     }
 
@@ -187,13 +198,16 @@ pub(super) fn add_cx(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     Ok(())
 }
 
-/// TDH.VP.INIT: RCX TDVPR. The vCPU is associated with this logical processor.
+/// TDH.VP.INIT: RCX TDVPR. The vCPU is associated with this logical processor. Version 1 (2.0.08) has the TD for itself and takes
+/// an x2APIC id in R8, which no other vCPU of the TD may have.
 pub(super) fn init(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
-    let (td, vcpu) = s.tdvpr_operand(c, c.regs.rcx, Operand::Rcx, Mode::Exclusive)?;
+    let with_id = c.version == 1;
+    let tdr_mode = if with_id { Mode::Exclusive } else { Mode::Shared };
+    let (td, vcpu) = s.tdvpr_and_td(c, c.regs.rcx, Operand::Rcx, Mode::Exclusive, tdr_mode)?;
     s.ready(td)?;
     s.lock_op_state(c, td, op_state::BUILD)?;
     s.pause(c, Point::Commit);
-    let lp = c.lp;
+    let (lp, id) = (c.lp, c.regs.r8 as u32);
     let domain = s.td_mut(td);
     if !domain.has_pages(vcpu) {
         return Err(Status::TDCX_NUM_INCORRECT);
@@ -204,8 +218,12 @@ pub(super) fn init(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     if domain.num_vcpus >= domain.controls.max_vcpus {
         return Err(Status::MAX_VCPUS_EXCEEDED);
     }
+    if with_id && domain.vcpus.iter().any(|other| other.x2apic_id == Some(id)) {
+        return Err(Status::X2APIC_ID_NOT_UNIQUE.detail(id));
+    }
     let cpu = &mut domain.vcpus[vcpu];
     cpu.initialized = true;
+    cpu.x2apic_id = with_id.then_some(id);
     cpu.index = domain.num_vcpus;
     cpu.lp = Some(lp);
     domain.num_vcpus += 1;
