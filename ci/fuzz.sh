@@ -21,7 +21,10 @@ fi
 fuzz build "${options[@]}"
 for target in "${targets[@]}"; do
     log="$CARGO_TARGET_DIR/$target.log"
-    if ! fuzz run "${options[@]}" "$target" -- -max_total_time="${SECONDS_EACH:-10}" -print_final_stats=1 >"$log" 2>&1; then
+    # Sequences of operations: long ones from the start.
+    case $target in sept_*) lengths=(-len_control=0 -max_len=640) ;; *) lengths=() ;; esac
+    if ! fuzz run "${options[@]}" "$target" -- -max_total_time="${SECONDS_EACH:-10}" -print_final_stats=1 \
+        ${lengths[@]+"${lengths[@]}"} >"$log" 2>&1; then
         tail -n 60 "$log"
         echo "$target: failed, see above"
         exit 1

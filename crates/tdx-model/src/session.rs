@@ -97,7 +97,7 @@ impl<'m> Session<'m> {
     fn give_way(&mut self, c: &Ctx, point: Point) {
         let number = self.in_flight.last().map_or(0, |(number, _)| number + 1);
         self.in_flight.push((number, c.held()));
-        self.audit();
+        self.verify();
         self.guard = None;
         match self.machine.contention() {
             Contention::None => {}
@@ -108,8 +108,10 @@ impl<'m> Session<'m> {
         self.in_flight.retain(|&(paused, _)| paused != number);
     }
 
-    /// Panics when an invariant is broken, if the machine is to do that.
-    pub(crate) fn audit(&self) {
+    /// Panics when an invariant is broken: in debug builds by what changed, on an audited machine anywhere.
+    pub(crate) fn verify(&mut self) {
+        let broken = self.check_changes(false);
+        assert!(broken.is_empty(), "invariants broken: {broken:#?}");
         if self.cfg.audit {
             let broken = self.check_invariants();
             assert!(broken.is_empty(), "invariants broken: {broken:#?}");

@@ -37,8 +37,12 @@ impl<F: Format, M: TableMemory, X: External> Iterator for Entries<'_, F, M, X> {
     type Item = Found;
 
     fn next(&mut self) -> Option<Found> {
-        let gpa = Gpa::new(self.next).filter(|_| self.next < self.end)?;
         let table = self.table;
+        let gpa = Gpa::new(self.next).filter(|_| self.next < self.end)?;
+        // A table may hold entries of the shared half.
+        if !F::covers(table.config, gpa) {
+            return None;
+        }
         let found = match self.near {
             Some((above, hpa, level, hidden)) if above.range().contains(gpa) => {
                 let entry = F::decode(table.config, level, table.word(hpa, level, gpa));

@@ -87,6 +87,24 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         self.epoch.fetch_add(0, Ordering::AcqRel)
     }
 
+    /// A number that only what is blocked from here on carries, besides later ones.
+    pub(super) fn draw_number(&self) -> u64 {
+        self.epoch.fetch_add(1, Ordering::AcqRel).wrapping_add(1)
+    }
+
+    /// Whether an entry was blocked under the number `since` or a later one. What was blocked 2^11 numbers ago may look
+    /// as if it had been.
+    pub(super) fn is_since(&self, blocked: Stamp, since: u64) -> bool {
+        let now = self.epoch.load(Ordering::Acquire);
+        now.wrapping_sub(blocked.raw()) & (Stamp::MODULUS - 1) <= now.wrapping_sub(since)
+    }
+
+    /// Fences and grace periods started, for whoever predicts the numbers.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn last_number(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
     /// Whether what `proof` stands for began after the entry was blocked.
     ///
     /// With `now` the present number, an entry blocked under number `b` is covered iff `b <= proof.stamp`, that is

@@ -69,6 +69,12 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         let mut table = self.root;
         let mut linked = 0_u32;
         let top = F::top(self.config);
+        if !F::covers(self.config, at.gpa()) {
+            return Err(TableError::OutOfRange { gpa: at.gpa() });
+        }
+        if at.level() > top {
+            return Err(TableError::Level { at });
+        }
         for level in Level::ALL.into_iter().rev().filter(|level| *level <= top && *level > at.level()) {
             let above = GpaEntry::containing(at.gpa(), level);
             if F::next(self.config, level, self.word(table, level, at.gpa())).is_none() {

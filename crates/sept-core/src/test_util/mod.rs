@@ -7,6 +7,7 @@ mod arena;
 mod kick;
 mod pool;
 mod ram;
+pub mod sequence;
 mod tee;
 
 pub use arena::{Arena, Scrub};

@@ -62,6 +62,12 @@ impl FramePool {
         self.state().outstanding
     }
 
+    /// Every frame given out and not returned, and what it was given out for, in address order.
+    #[must_use]
+    pub fn outstanding_frames(&self) -> Vec<(Hpa, FrameKind)> {
+        self.state().out.iter().map(|(&hpa, &kind)| (Hpa::truncate(hpa), kind)).collect()
+    }
+
     /// Frames that were returned without being out, or as another kind.
     #[must_use]
     pub fn faults(&self) -> Vec<(Hpa, FrameKind)> {

@@ -16,7 +16,6 @@ mod changes;
 mod contention;
 mod doubles;
 mod fences;
-mod formats;
 mod operations;
 mod reference;
 mod resize;

@@ -64,7 +64,8 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     ///
     /// # Errors
     ///
-    /// After [`RangeError::Stopped`] what lies before `next` is shown.
+    /// After [`RangeError::Stopped`] what lies before `next` is shown, and so may be tables that begin there. Below a
+    /// table that is closed nothing can be shown.
     pub fn unblock_range(&self, range: GpaRange, fence: &Fenced) -> Result<Blocked, RangeError<X::Error>> {
         self.each_piece(range, |at, entry, done| match entry {
             Entry::Frozen => Err(TableError::Contended { at }),
@@ -73,7 +74,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
                 done.note(entry);
                 Ok(if entry.is_leaf() { Go::On } else { Go::Down })
             }
-            Entry::Table { .. } => Ok(Go::Down),
+            Entry::Table { .. } | Entry::Closed { .. } => Ok(Go::Down),
             _ => Ok(Go::On),
         })
     }

@@ -185,7 +185,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// # Errors
     ///
     /// [`RangeError::Stale`] and [`RangeError::Pages`] change nothing. After [`RangeError::Stopped`] the range is mapped
-    /// up to `next`; the pages for the rest and the frames not used come back.
+    /// up to `next`; the pages for the rest and the frames not used come back. Empty tables on the way to `next` may stay.
     pub fn map_range<S: FrameStore>(
         &self,
         reserved: Reserved<MapPlan, S>,
@@ -199,6 +199,10 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         }
         let now = match self.plan_map(range, hpa, largest) {
             Ok(plan) => plan.needs,
+            Err(RangeError::Stopped { error, .. }) => {
+                // Nothing is mapped, wherever the obstacle is.
+                return Err(Returned { error: RangeError::stopped(range.start().raw())(error), held });
+            }
             Err(error) => return Err(Returned { error, held }),
         };
         let before = held.0.store.kept();
@@ -212,7 +216,9 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
             Gpa::new(range.end().wrapping_sub(pages.count() << 12)).filter(|_| !pages.is_empty())
         {
             if let Err(error) = self.map_next(gpa, &target, &mut reserved.store, pages) {
-                return Err(Returned { error: RangeError::Stopped { next: gpa, error }, held });
+                // Pages before the one that was refused may have been mapped.
+                let next = range.end().wrapping_sub(pages.count() << 12);
+                return Err(Returned { error: RangeError::stopped(next)(error), held });
             }
         }
         let used = before.saturating_sub(&held.0.store.kept());
@@ -315,7 +321,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         let hpa = pages.hpa();
         let state = F::fresh(free, false);
         let first = F::update(self.config, child, free, Entry::Leaf { hpa, state, blocked: None });
-        if count == u64::from(FANOUT) {
+        if count == u64::from(FANOUT) && hpa.is_aligned(at.level()) {
             self.write_pieces(&new, first, child);
         } else {
             self.memory.write_detached(&new, |index| {

@@ -1,11 +1,13 @@
 //! Splitting and merging a range with block, fence, change: step by step, borrowing nothing in between.
 //!
 //! One round for each level, since a piece can be blocked only once it exists: block every page or table that the round
-//! concerns, fence once, change them all. Which entries those are stands in the table itself, so a [`Resize`] is
-//! constant-size for any number of them. Keep other changes of size out of the range meanwhile; faults go on.
+//! concerns, fence once, change them all. Which entries those are stands in the table itself, by the number of their
+//! block: each round begins with a number of its own. So a [`Resize`] is constant-size for any number of them. Keep other
+//! changes of size out of the range meanwhile; faults go on.
 
 use super::split::ROUNDS;
 use super::{Plan, RangeError, Reserved, Scope, SplitPlan, SplitRefused};
+use crate::memory::FANOUT;
 use crate::table::{FenceTicket, Fenced, Obligation, SecurePageTable, TableError};
 use crate::{
     Class, Classify, Entry, External, Format, Frame, FrameKind, FrameNeeds, FrameStore, Gpa, GpaEntry,
@@ -43,6 +45,16 @@ pub struct Resized {
 enum Kind {
     Split(Scope),
     Merge,
+}
+
+/// Which entries of a round are looked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// Whatever the round is about.
+    Any,
+    Blocked,
+    /// What this round has blocked.
+    Ours,
 }
 
 #[derive(Debug)]
@@ -98,6 +110,8 @@ pub struct Resize<T, S = ()> {
     round: usize,
     phase: Phase<T>,
     next: u64,
+    /// Blocks of this round have this number or a later one.
+    since: u64,
     /// Entries blocked in this round.
     blocked: u64,
     done: Resized,
@@ -120,7 +134,7 @@ impl FrameStore for () {
 }
 
 impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
-    /// Begins a split as planned. Nothing has changed yet.
+    /// Begins a split as planned. Nothing has changed yet. Pages that are blocked already are split too, and shown.
     ///
     /// # Errors
     ///
@@ -138,23 +152,24 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
             }
             Err(error) => return Err(Returned { error, held: reserved }),
         }
-        Ok(Resize::new(plan.range(), Kind::Split(plan.scope()), reserved.store))
+        Ok(Resize::new(self.draw_number(), plan.range(), Kind::Split(plan.scope()), reserved.store))
     }
 
     /// Begins to merge every table that lies wholly in `range` and whose entries make one page. Nothing has changed yet.
     pub fn start_merge(&self, range: GpaRange) -> Resize<X::Ticket> {
-        Resize::new(range, Kind::Merge, ())
+        Resize::new(self.draw_number(), range, Kind::Merge, ())
     }
 }
 
 impl<T: Copy, S: FrameStore> Resize<T, S> {
-    const fn new(range: GpaRange, kind: Kind, store: S) -> Self {
+    const fn new(since: u64, range: GpaRange, kind: Kind, store: S) -> Self {
         Self {
             range,
             kind,
             round: 0,
             phase: Phase::Block,
             next: 0,
+            since,
             blocked: 0,
             done: Resized { changed: 0, declined: 0, fences: 0, cancelled: false },
             store,
@@ -169,8 +184,12 @@ impl<T: Copy, S: FrameStore> Resize<T, S> {
         }
     }
 
-    fn next_round<E>(&mut self) -> Result<Turn, RangeError<E>> {
+    fn next_round<F: Format, M: TableMemory, X: External<Ticket = T>>(
+        &mut self,
+        table: &SecurePageTable<F, M, X>,
+    ) -> Result<Turn, RangeError<X::Error>> {
         self.round = self.round.saturating_add(1);
+        self.since = table.draw_number();
         self.next = 0;
         self.blocked = 0;
         self.phase = if self.level().is_some() { Phase::Block } else { Phase::Done };
@@ -194,7 +213,7 @@ impl<T: Copy, S: FrameStore> Resize<T, S> {
         match self.phase {
             // What was blocked until it was turned round needs a fence before it can be shown.
             Phase::Block if self.done.cancelled => self.start_fence(table).map_err(stopped),
-            Phase::Block => match self.candidate(table, level, false).map_err(&stopped)? {
+            Phase::Block => match self.candidate(table, level, Look::Any).map_err(&stopped)? {
                 Some(at) => {
                     if let Err(error) = table.block(at) {
                         if !self.may_skip(error.class()) {
@@ -207,7 +226,7 @@ impl<T: Copy, S: FrameStore> Resize<T, S> {
                     self.next = at.end();
                     Ok(Turn::Again)
                 }
-                None if self.blocked == 0 => self.next_round(),
+                None if self.blocked == 0 => self.next_round(table),
                 None => self.start_fence(table).map_err(stopped),
             },
             Phase::Fence(ticket) => match table.fenced(&ticket) {
@@ -218,15 +237,15 @@ impl<T: Copy, S: FrameStore> Resize<T, S> {
                     Ok(Turn::Again)
                 }
             },
-            Phase::Change(fence) => match self.candidate(table, level, true).map_err(&stopped)? {
+            Phase::Change(fence) => match self.candidate(table, level, Look::Blocked).map_err(&stopped)? {
                 Some(at) => {
                     self.change(table, at, &fence, into).map_err(RangeError::stopped(at.gpa().raw()))?;
                     self.next = at.end();
                     Ok(Turn::Again)
                 }
-                None => self.next_round(),
+                None => self.next_round(table),
             },
-            Phase::Undo(fence) => match self.candidate(table, level, true).map_err(&stopped)? {
+            Phase::Undo(fence) => match self.candidate(table, level, Look::Ours).map_err(&stopped)? {
                 Some(at) => {
                     table.unblock(at, &fence).map_err(RangeError::stopped(at.gpa().raw()))?;
                     self.next = at.end();
@@ -308,18 +327,25 @@ impl<T: Copy, S: FrameStore> Resize<T, S> {
         }
     }
 
-    /// The next entry of this round at or after `next`: to be blocked, or blocked already.
+    /// The next entry of this round at or after `next`.
     fn candidate<F: Format, M: TableMemory, X: External<Ticket = T>>(
         &self,
         table: &SecurePageTable<F, M, X>,
         level: Level,
-        blocked: bool,
+        look: Look,
     ) -> Result<Option<GpaEntry>, TableError<X::Error>> {
         match self.kind {
             Kind::Split(scope) => {
                 let mut next = self.next;
                 while let Some(found) = table.pinned(|| table.next_split(self.range, scope, level, next))? {
-                    if found.entry.blocked().is_some() == blocked {
+                    let blocked = found.entry.blocked();
+                    let fits = match look {
+                        // What somebody had blocked before is split too.
+                        Look::Any => true,
+                        Look::Blocked => blocked.is_some(),
+                        Look::Ours => blocked.is_some_and(|stamp| table.is_since(stamp, self.since)),
+                    };
+                    if fits {
                         return Ok(Some(found.at));
                     }
                     next = found.at.end();
@@ -332,7 +358,14 @@ impl<T: Copy, S: FrameStore> Resize<T, S> {
                 while let Some(gpa) = Gpa::new(next).filter(|gpa| self.range.contains(*gpa)) {
                     let at = GpaEntry::containing(gpa, level);
                     next = at.end();
-                    if self.range.covers(at) && table.is_candidate(at, blocked) {
+                    let fits = match look {
+                        Look::Any => table.is_candidate(at),
+                        _ => matches!(
+                            table.entry(at),
+                            Ok(Entry::Table { blocked: Some(stamp), .. }) if table.is_since(stamp, self.since)
+                        ),
+                    };
+                    if self.range.covers(at) && fits {
                         return Ok(Some(at));
                     }
                 }
@@ -348,14 +381,12 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         look()
     }
 
-    /// Whether a table hangs in `at` that is blocked, or that could be merged as far as the mirror knows.
-    pub(super) fn is_candidate(&self, at: GpaEntry, blocked: bool) -> bool {
+    /// Whether a table hangs in `at` that is not blocked and could be merged as far as the mirror knows.
+    pub(super) fn is_candidate(&self, at: GpaEntry) -> bool {
         let full = match self.entry(at) {
-            Ok(Entry::Table { hpa, blocked: state }) if state.is_some() == blocked => {
-                self.side(hpa, SideWord::Live) == 512
-            }
+            Ok(Entry::Table { hpa, blocked: None }) => self.side(hpa, SideWord::Live) == u64::from(FANOUT),
             _ => false,
         };
-        full && (blocked || self.mergeable(at).is_ok())
+        full && self.mergeable(at).is_ok()
     }
 }

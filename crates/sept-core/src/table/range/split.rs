@@ -14,7 +14,8 @@ pub enum Scope {
     /// The pages that reach across an end, until both ends lie between pages: at most two for each level. The interior
     /// is not looked at.
     Ends,
-    /// Every page in the range, those across its ends too, to pages of this level.
+    /// Every page in the range, those across its ends too, to pages of this level. Pieces of a page across an end that lie
+    /// outside of the range stay as large as they can.
     Whole(Level),
 }
 
@@ -247,9 +248,12 @@ fn pieces_of(found: &Found, range: GpaRange, scope: Scope, round: Level) -> Piec
             }
         }
         Scope::Whole(to) if to >= round => none,
+        // Those that the range touches.
         Scope::Whole(_) => {
-            let first = GpaEntry::containing(found.at.gpa(), round);
-            Pieces::new(first, found.at.level().size() >> round.shift())
+            let touched = range.align_out(round).intersect(found.at.range());
+            touched.map_or(none, |touched| {
+                Pieces::new(GpaEntry::containing(touched.start(), round), touched.len() >> round.shift())
+            })
         }
     }
 }

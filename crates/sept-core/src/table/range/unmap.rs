@@ -59,7 +59,7 @@ impl<F: HardwareWalked, M: TableMemory, X: HostOwned> Exclusive<'_, F, M, X> {
             let mut next = range.start().raw();
             while let Some(gpa) = crate::Gpa::new(next).filter(|gpa| range.contains(*gpa)) {
                 let at = GpaEntry::containing(gpa, level);
-                if range.covers(at) && self.is_candidate(at, false) {
+                if range.covers(at) && self.is_candidate(at) {
                     self.merge(at, into).map_err(RangeError::stopped(next))?;
                     merged.tables = merged.tables.saturating_add(1);
                 }

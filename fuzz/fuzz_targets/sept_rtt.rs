@@ -1,0 +1,10 @@
+//! Operation sequences on the mirror of an RTT of the Arm CCA RMM, against an oracle that knows nothing of tables.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use sept_core::test_util::sequence::{self, Op};
+
+fuzz_target!(|input: (u8, Vec<Op>)| {
+    let (choice, ops) = input;
+    sequence::rtt(choice, &ops);
+});
