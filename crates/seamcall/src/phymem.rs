@@ -1,16 +1,19 @@
 //! TDH.PHYMEM.*: pages and caches, whoever owns them.
 //!
 //! ```
-//! use seamcall::phymem::{self, CacheWb};
-//! use seamcall::{SeamcallError, Tdr, Tdvpr, Transport, mng, vp};
+//! use seamcall::{SeamcallError, Status, Tdr, Tdvpr, Transport, mng, ranges, vp};
 //!
 //! /// Teardown up to the point where pages can be reclaimed, on a machine with one package.
 //! fn tear_down<T: Transport>(t: &T, td: Tdr, vcpus: &[Tdvpr]) -> Result<(), SeamcallError> {
 //!     for &vcpu in vcpus {
-//!         vp::flush(t, vcpu)?;
+//!         match vp::flush(t, vcpu) {
+//!             // Nothing of it is on this CPU.
+//!             Err(error) if error.status.is(Status::VCPU_NOT_ASSOCIATED) => {}
+//!             result => result?,
+//!         }
 //!     }
 //!     mng::vpflushdone(t, td)?;
-//!     phymem::cache_wb(t, CacheWb::Start)?;
+//!     ranges::cache_wb_to_end(t, 1000)?;
 //!     mng::key_freeid(t, td)
 //! }
 //! ```
