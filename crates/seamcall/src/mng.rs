@@ -72,6 +72,8 @@ pub fn create<T: Transport + ?Sized>(
 }
 
 /// What TDH.MNG.KEY.CONFIG or TDH.SYS.KEY.CONFIG found.
+///
+/// Source: TDX module ABI, TDH.MNG.KEY.CONFIG, TDH.SYS.KEY.CONFIG.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum KeyConfig {

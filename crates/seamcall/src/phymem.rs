@@ -26,6 +26,8 @@ use crate::{
 use sept_core::{Frame, Hpa, Level, Returned};
 
 /// What the module's page metadata (PAMT) says about a page.
+///
+/// Source: TDX module ABI, TDH.PHYMEM.PAGE.RDMD, TDH.PHYMEM.PAGE.RECLAIM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct PageInfo {
@@ -123,6 +125,8 @@ pub fn page_wbinvd<T: Transport + ?Sized>(
 }
 
 /// Whether a [`cache_wb`] begins or goes on.
+///
+/// Source: TDX module ABI, TDH.PHYMEM.CACHE.WB.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[expect(clippy::exhaustive_enums, reason = "the leaf knows these two commands")]
 pub enum CacheWb {
@@ -133,6 +137,8 @@ pub enum CacheWb {
 }
 
 /// What TDH.PHYMEM.CACHE.WB did.
+///
+/// Source: TDX module ABI, TDH.PHYMEM.CACHE.WB.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[non_exhaustive]
 pub enum CacheWritten {

@@ -80,6 +80,8 @@ impl MapGpa {
 }
 
 /// The answer to a [`MapGpa`]. One that was carried out in part is answered by [`MapGpa::converted_until`].
+///
+/// Source: Guest-Host-Communication Interface, TDG.VP.VMCALL leaf 0x10001.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MapGpaReply {
     r10: u64,

@@ -89,3 +89,44 @@ fn no_leaf_hides() {
         }
     }
 }
+
+const TYPES: [&str; 14] = [
+    include_str!("../entry/mod.rs"),
+    include_str!("../exit/map_gpa.rs"),
+    include_str!("../exit/mod.rs"),
+    include_str!("../features/mod.rs"),
+    include_str!("../layout/fatal.rs"),
+    include_str!("../layout/gpa_list.rs"),
+    include_str!("../layout/pamt.rs"),
+    include_str!("../layout/params.rs"),
+    include_str!("../layout/sept.rs"),
+    include_str!("../layout/tdmr.rs"),
+    include_str!("../leaf.rs"),
+    include_str!("../metadata/mod.rs"),
+    include_str!("../operand.rs"),
+    include_str!("../status/detail.rs"),
+];
+
+/// A type that holds facts of the ABI, and what a leaf takes or gives, says where they come from.
+#[test]
+fn every_fact_has_its_source() {
+    let mut types = 0;
+    for source in TYPES.into_iter().chain(SOURCES) {
+        let mut doc = String::new();
+        for line in source.lines().map(str::trim_start) {
+            if let Some(text) = line.strip_prefix("///") {
+                doc += text;
+            } else if line.starts_with("pub struct ") || line.starts_with("pub enum ") {
+                // What a macro makes is documented where it is called.
+                if !line.contains('$') && !line.contains("MaybeTainted") && !line.contains("MapGpaError") {
+                    types += 1;
+                    assert!(doc.contains("Source:"), "{line}");
+                }
+                doc.clear();
+            } else if line.is_empty() || line.ends_with('}') {
+                doc.clear();
+            }
+        }
+    }
+    assert!(types >= 40, "{types} types");
+}

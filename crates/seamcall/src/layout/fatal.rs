@@ -5,6 +5,8 @@ use static_assertions::const_assert_eq;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// What the other CPUs get when the module meets an error that ends it.
+///
+/// Source: `src/common/helpers/fatal_info.h`, `tdh_sys_init.c` of module 2.0.08.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
 #[expect(clippy::exhaustive_enums, reason = "two bits")]
 pub enum FatalNotification {

@@ -150,6 +150,8 @@ statuses! {
 }
 
 /// What is to be done with the page of an entry.
+///
+/// Source: `include/tdx_api_defs.h` of the module, `gpa_list_entry_operation_t`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[expect(clippy::exhaustive_enums, reason = "two bits")]
 pub enum GpaListOperation {

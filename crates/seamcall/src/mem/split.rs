@@ -6,6 +6,8 @@ use crate::{Leaf, NULL_PA, Operand, Regs, SeamcallError, Status, Tdr, Transport}
 use sept_core::{Frame, GpaEntry, Hpa, Level, Returned, Tainted};
 
 /// Which L2 VMs get a table when a page is split.
+///
+/// Source: TDX module ABI, TDH.MEM.PAGE.DEMOTE.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub enum L2Mode {
@@ -35,6 +37,8 @@ impl MaybeTainted {
 }
 
 /// Pages for TDH.MEM.PAGE.DEMOTE. Come back whole from a failed call, and can be passed again.
+///
+/// Source: TDX module ABI, TDH.MEM.PAGE.DEMOTE; `tdh_mem_page_demote.c` of modules 1.5.01 and 1.5.34.
 #[derive(Debug)]
 #[must_use = "dropping frames leaks their memory"]
 pub struct DemotePages {
@@ -200,6 +204,8 @@ pub(crate) fn page_demote_at<T: Transport + ?Sized>(
 }
 
 /// The pages that a merge made free.
+///
+/// Source: TDX module ABI, TDH.MEM.PAGE.PROMOTE.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use = "the pages are the host's again"]
 #[non_exhaustive]

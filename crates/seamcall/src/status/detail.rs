@@ -132,6 +132,8 @@ impl fmt::Debug for Operand {
 }
 
 /// Bits 31:0 of a status, read as its code says. [`Detail::raw`] gives the same 32 bits back.
+///
+/// Source: TDX module ABI, "Function Completion Status"; where module 1.5.01 makes each status.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[non_exhaustive]
 pub enum Detail {

@@ -87,6 +87,8 @@ pub fn key_config<T: Transport + ?Sized>(t: &T) -> Result<KeyConfig, SeamcallErr
 }
 
 /// How far a TDMR is initialised.
+///
+/// Source: TDX module ABI, TDH.SYS.TDMR.INIT.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use = "a TDMR takes many calls"]
 #[non_exhaustive]

@@ -7,6 +7,8 @@ use crate::{
 use sept_core::{Frame, Level};
 
 /// What [`info`] wrote into the buffer.
+///
+/// Source: TDX module ABI, TDH.SYS.INFO.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct InfoSizes {
