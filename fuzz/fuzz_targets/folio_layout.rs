@@ -3,8 +3,7 @@
 
 use arbitrary::Arbitrary;
 use folio_split::{
-    Change, FolioLayout, IndexModel, Large, Order, OrderSet, PageSet, Pfn, PfnBlock, Transition, Union,
-    XArray,
+    Change, CostModel, FolioLayout, Large, Order, OrderSet, PageSet, Pfn, PfnBlock, Transition, Union, XArray,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -126,13 +125,23 @@ fuzz_target!(|input: Input| {
     };
     assert!(t.changes(start..end).eq(want.iter().filter(touches).copied()));
 
-    let delta = t.index_delta(&index);
+    let delta = t.delta(&index);
     let nodes = |change: &Change| match change {
-        Change::Split(whole) => (index.nodes(&t.to_layout().within(*whole).unwrap().counts()), 0),
-        Change::Merge(whole) => (0, index.nodes(&t.from_layout().within(*whole).unwrap().counts())),
+        Change::Split(whole) => (index.units(&t.to_layout().within(*whole).unwrap().counts()), 0),
+        Change::Merge(whole) => (0, index.units(&t.from_layout().within(*whole).unwrap().counts())),
     };
     let sum = want.iter().map(nodes).fold((0, 0), |sum, each| (sum.0 + each.0, sum.1 + each.1));
     assert_eq!((delta.needed, delta.freed), sum);
+
+    // The layout between the splits and the merges has the smaller of both orders everywhere.
+    let between: Vec<u8> = from.iter().zip(&to).map(|(a, b)| *a.min(b)).collect();
+    let counts = t.counts();
+    for o in (0..=order).map(|o| Order::new(o).unwrap()) {
+        let of = |orders: &[u8]| orders.iter().filter(|&&of| of == o.raw()).count() as u64 >> o.raw();
+        let have = [counts.from(), counts.between(), counts.to()].map(|layout| layout.folios_of(o));
+        assert_eq!(have, [of(&from), of(&between), of(&to)], "order {o}");
+    }
+    assert_eq!(t.reversed().counts().delta(&index), counts.delta(&index).reversed());
 
     let seam = input.seam % (pages + 1);
     let step = t.step(0, seam);

@@ -1,20 +1,19 @@
-//! Arbitrary sequences of splits, merges, aborts and shortages on the model host, which checks every read.
+//! Arbitrary sequences of splits, merges, cancellations, undoings and shortages on the model host, which checks every read.
 #![no_main]
 
 use arbitrary::Arbitrary;
-use folio_split::{
-    Change, Empty, FolioBackend, Order, OrderSet, Pfn, PfnBlock, Transition, commit_merge, commit_split,
-};
+use folio_split::{Change, Empty, FolioBackend, Order, OrderSet, PageSet, Pfn, PfnBlock, Transition};
 use libfuzzer_sys::fuzz_target;
 use sept_core::{
-    FrameKind, FrameStore, Hpa,
+    FrameKind, FrameNeeds, Hpa,
     test_util::{FramePool, VecStore},
 };
 use std::ops::Range;
 use vmemmap_prealloc::{
-    AtomError, Geometry, TailScheme, VmemmapBackend, VmemmapNeeds, apply_merge, apply_split, give_back,
-    install_templates, merge_atom, model::HostModel, optimize, pages_to_restore, reserve, restore,
-    split_atom,
+    Atom, AtomDone, AtomError, Commit, Geometry, Reservation, Round, TailScheme, VmemmapBackend,
+    VmemmapNeeds, install_templates,
+    model::{Frozen, HostModel, Nodes},
+    optimize, restore,
 };
 
 #[derive(Arbitrary, Debug)]
@@ -28,10 +27,9 @@ struct Input {
 
 #[derive(Arbitrary, Debug)]
 enum Step {
-    /// To another layout; a reader pins a page meanwhile.
-    Change { runs: Vec<(u16, u8)>, pin: Option<u16> },
-    /// As far as the flush, or the metadata, and back inside the freeze.
-    Abort { runs: Vec<(u16, u8)>, metadata: bool },
+    /// To another layout, so many changes to a commit; a reader pins a page meanwhile. Some of the changes are cancelled
+    /// first, some are undone and made again.
+    Change { runs: Vec<(u16, u8)>, pin: Option<u16>, size: u8, cancel: u8, undo: u8 },
     /// Only so many pages are to be had.
     Short { runs: Vec<(u16, u8)>, pages: u8 },
     /// Every page of the vmemmap back, and the optimization again.
@@ -63,156 +61,163 @@ fuzz_target!(|input: Input| {
             .unwrap();
     let block = PfnBlock::new(Pfn::new(3 << order).unwrap(), Order::new(order).unwrap()).unwrap();
     let pool = FramePool::new(Hpa::new(1 << 30).unwrap(), 1 << 12);
-    let host = HostModel::new(geometry, orders);
-    install_templates(&host, block, orders, &pool).unwrap();
-    host.add_block(block, &pool).unwrap();
-    let start = (host.counters().in_use(), pool.outstanding());
+    let model = HostModel::new(geometry, orders);
+    install_templates(&model, block, orders, &pool).unwrap();
+    model.add_block(block, &pool).unwrap();
+    let host = Host { model, pool };
+    let start = host.state();
     let mut now: Vec<Range<u64>> = Vec::new();
     for step in input.steps.iter().take(12) {
         match step {
-            Step::Change { runs, pin } => {
+            Step::Change { runs, pin, size, cancel, undo } => {
                 let next = set(runs, pages);
-                change(&host, &pool, block, &now, &next, pin.map(|pin| u64::from(pin) % pages));
+                let pin = pin.and_then(|page| Pfn::new(block.base().raw() + u64::from(page) % pages));
+                let t = Transition::new(block, orders, now.as_slice(), next.as_slice());
+                host.change(&t, pin, [*size, *cancel, *undo].map(usize::from));
                 now = next;
             }
-            Step::Abort { runs, metadata } => abort(&host, &pool, block, &now, &set(runs, pages), *metadata),
             Step::Short { runs, pages: left } => {
                 let next = set(runs, pages);
-                let t = Transition::new(block, orders, now.as_slice(), next.as_slice());
-                let needs = VmemmapNeeds::plan(&host, &t, &t.counts()).frames();
-                let before = pool.outstanding();
-                let mut store = VecStore::default();
-                pool.limit(Some(u64::from(*left)));
-                let enough = u32::from(*left) >= needs[FrameKind::Vmemmap];
-                assert_eq!(reserve(&needs, block.base().hpa(), &pool, &mut store).is_ok(), enough);
-                pool.limit(None);
-                give_back(&needs, &pool, &mut store);
-                assert_eq!(pool.outstanding(), before);
+                host.short(
+                    &Transition::new(block, orders, now.as_slice(), next.as_slice()),
+                    u64::from(*left),
+                );
             }
-            Step::Restore => again(&host, &pool, &Transition::new(block, orders, now.as_slice(), Empty)),
+            Step::Restore => host.again(&Transition::new(block, orders, now.as_slice(), Empty)),
         }
-        host.check(&Transition::new(block, orders, now.as_slice(), Empty).from_layout()).unwrap();
-        host.check_readers(block).unwrap();
-        host.check_host().unwrap();
+        host.check(&Transition::new(block, orders, now.as_slice(), Empty));
     }
-    change(&host, &pool, block, &now, &[], None);
-    assert_eq!((host.counters().in_use(), pool.outstanding()), start);
-    assert!(pool.faults().is_empty());
+    host.change(&Transition::new(block, orders, now.as_slice(), Empty), None, [0; 3]);
+    assert_eq!(host.state(), start);
+    assert!(host.pool.faults().is_empty());
 });
 
-fn change(
-    host: &HostModel,
-    pool: &FramePool,
-    block: PfnBlock,
-    now: &[Range<u64>],
-    next: &[Range<u64>],
-    pin: Option<u64>,
-) {
-    let t = Transition::new(block, host.orders(), now, next);
-    let counts = t.counts();
-    let needs = VmemmapNeeds::plan(host, &t, &counts);
-    let index = counts.index_delta(host.index());
-    let mut store = VecStore::default();
-    reserve(&needs.frames(), block.base().hpa(), pool, &mut store).unwrap();
-    let mut nodes = Default::default();
-    host.reserve_nodes(&mut nodes, block, index.needed).unwrap();
-    pool.limit(Some(0));
-    host.limit_nodes(Some(0));
-    let pin = pin.and_then(|page| Pfn::new(block.base().raw() + page));
-    let (mut fresh, mut released, mut rewrites, mut used, mut freed) = (0, 0, 0, 0, 0);
-    for splits in [true, false] {
-        for change in t.changes(0..block.pages()) {
-            let mut run = || match change {
-                Change::Split(whole) => split_atom(host, host, &t, whole, 1, &mut nodes, &mut store),
-                Change::Merge(whole) => merge_atom(host, host, &t, whole, 1, pool),
-            };
-            if matches!(change, Change::Split(_)) != splits {
-                continue;
-            }
-            if let Some(pin) = pin.filter(|&pin| change.whole().contains_pfn(pin)) {
-                assert!(host.pin(pin));
-                assert!(matches!(run(), Err(AtomError::Pinned(_))));
-                assert!(host.unpin(pin));
-            }
-            let done = run().unwrap();
-            fresh += done.vmemmap.fresh;
-            released += done.released;
-            rewrites += done.vmemmap.rewrites;
-            used += done.nodes_used;
-            freed += done.nodes_freed;
-        }
-    }
-    assert_eq!((fresh, released, rewrites), (needs.fresh, needs.released, needs.rewrites));
-    assert_eq!((used, freed), (index.needed, index.freed));
-    assert_eq!((store.count(FrameKind::Vmemmap), host.nodes_left(&nodes)), (0, 0));
-    host.release_nodes(nodes);
-    host.limit_nodes(None);
-    pool.limit(None);
+struct Host {
+    model: HostModel,
+    pool: FramePool,
 }
 
-fn abort(
-    host: &HostModel,
-    pool: &FramePool,
-    block: PfnBlock,
-    now: &[Range<u64>],
-    next: &[Range<u64>],
-    metadata: bool,
-) {
-    let t = Transition::new(block, host.orders(), now, next);
-    let back = t.reversed();
-    let before = (host.counters().in_use(), pool.outstanding());
-    let counts = t.counts();
-    let needs = VmemmapNeeds::plan(host, &t, &counts).frames();
-    let mut store = VecStore::default();
-    reserve(&needs, block.base().hpa(), pool, &mut store).unwrap();
-    let mut nodes = Default::default();
-    host.reserve_nodes(&mut nodes, block, counts.index_delta(host.index()).needed).unwrap();
-    pool.limit(Some(0));
-    host.limit_nodes(Some(0));
-    for change in t.changes(0..block.pages()) {
-        let Change::Split(whole) = change else { continue };
-        let mut frozen = host.freeze(whole, 1).unwrap();
-        let applied = apply_split(host, &t, whole, &mut store).unwrap();
-        let _ = host.flush();
-        if metadata {
-            commit_split(host, &t, whole, &mut frozen, &mut nodes).unwrap();
-            commit_merge(host, &back, whole, &mut frozen).unwrap();
-        }
-        assert_eq!(apply_merge(host, &back, whole).unwrap().replaced, applied.fresh);
-        host.check_readers(block).unwrap();
-        let flushed = host.flush();
-        host.thaw(frozen);
-        assert_eq!(host.release(block, &flushed, pool), applied.fresh);
+impl Host {
+    fn state(&self) -> (vmemmap_prealloc::model::Counters, FrameNeeds) {
+        (self.model.counters().in_use(), self.pool.outstanding())
     }
-    host.release_nodes(nodes);
-    host.limit_nodes(None);
-    pool.limit(None);
-    give_back(&needs, pool, &mut store);
-    assert_eq!((host.counters().in_use(), pool.outstanding()), before);
-}
 
-fn again<A: folio_split::PageSet, B: folio_split::PageSet>(
-    host: &HostModel,
-    pool: &FramePool,
-    t: &Transition<A, B>,
-) {
-    let (block, layout) = (t.block(), t.from_layout());
-    if !host.is_optimized(block) {
-        return;
+    /// The layout before the transition.
+    fn check<A: PageSet, B: PageSet>(&self, t: &Transition<A, B>) {
+        self.model.check(&t.from_layout()).unwrap();
+        self.model.check_readers(t.block()).unwrap();
+        self.model.check_host().unwrap();
     }
-    let mut store = VecStore::default();
-    let need = pages_to_restore(host, &layout);
-    let needs = sept_core::FrameNeeds::of(FrameKind::Vmemmap, u32::try_from(need).unwrap());
-    reserve(&needs, block.base().hpa(), pool, &mut store).unwrap();
-    let frozen = host.freeze(block, 1).unwrap();
-    assert_eq!(restore(host, &layout, &mut store).unwrap().fresh, need);
-    host.check_readers(block).unwrap();
-    let _ = host.flush();
-    host.thaw(frozen);
-    host.check(&layout).unwrap();
-    let frozen = host.freeze(block, 1).unwrap();
-    assert_eq!(optimize(host, &layout).unwrap().replaced, need);
-    let flushed = host.flush();
-    host.thaw(frozen);
-    assert_eq!(host.release(block, &flushed, pool), need);
+
+    fn dry(&self, dry: bool) {
+        self.pool.limit(dry.then_some(0));
+        self.model.limit_nodes(dry.then_some(0));
+    }
+
+    fn commit<A: PageSet, B: PageSet>(
+        &self,
+        atoms: &mut [Atom<A, B, Frozen>],
+        held: &mut Reservation<VecStore, Nodes>,
+        sum: &mut AtomDone,
+    ) {
+        while atoms.iter().any(|atom| atom.round() != Round::Done) {
+            let commit = Commit::freeze(&self.model, &self.model, atoms, held.lend(), 1).unwrap();
+            let remapped = commit.remap().unwrap();
+            let thawed = remapped.finish();
+            let done = thawed.keep(&self.pool);
+            sum.vmemmap.fresh += done.vmemmap.fresh;
+            sum.vmemmap.rewrites += done.vmemmap.rewrites;
+            sum.released += done.released;
+            sum.nodes_used += done.nodes_used;
+            sum.nodes_freed += done.nodes_freed;
+        }
+    }
+
+    fn change<A: PageSet, B: PageSet>(
+        &self,
+        t: &Transition<A, B>,
+        pin: Option<Pfn>,
+        [size, cancel, undo]: [usize; 3],
+    ) {
+        let (model, pool) = (&self.model, &self.pool);
+        let counts = t.counts();
+        let needs = VmemmapNeeds::plan(model, t, &counts);
+        let index = counts.delta(model.index());
+        let mut held = Reservation::new(t.block(), needs.node, VecStore::default());
+        held.fill(model, &needs, index.needed, pool).unwrap();
+        self.dry(true);
+        let before = self.state();
+        // Splits first, as the plan has them.
+        let mut changes: Vec<_> = t.changes(0..t.block().pages()).collect();
+        changes.sort_by_key(|change| matches!(change, Change::Merge(_)));
+
+        let mut atoms: Vec<_> = changes
+            .iter()
+            .take(cancel % (changes.len() + 1))
+            .map(|&change| Atom::new(t.by_ref(), change))
+            .collect();
+        for remap in [false, true] {
+            let commit = Commit::freeze(model, model, &mut atoms, held.lend(), 1).unwrap();
+            let thawed = if remap { commit.remap().unwrap().cancel() } else { commit.cancel() };
+            let _ = thawed.keep(pool);
+            assert_eq!((self.state(), held.pages_left()), (before, needs.fresh));
+            self.check(t);
+        }
+        let part = &changes[..undo % (changes.len() + 1)];
+        let mut atoms: Vec<_> = part.iter().map(|&change| Atom::new(t.by_ref(), change)).collect();
+        self.commit(&mut atoms, &mut held, &mut AtomDone::default());
+        let back = t.reversed();
+        let mut atoms: Vec<_> =
+            part.iter().map(|&change| Atom::new(back.by_ref(), change.reversed())).collect();
+        self.commit(&mut atoms, &mut held, &mut AtomDone::default());
+        assert_eq!((self.state(), held.pages_left()), (before, needs.fresh));
+        self.check(t);
+
+        let mut sum = AtomDone::default();
+        for part in changes.chunks(size + 1) {
+            let mut atoms: Vec<_> = part.iter().map(|&change| Atom::new(t.by_ref(), change)).collect();
+            if let Some(pin) = pin.filter(|&pin| part.iter().any(|change| change.whole().contains_pfn(pin))) {
+                assert!(model.pin(pin));
+                let refused = Commit::freeze(model, model, &mut atoms, held.lend(), 1).unwrap_err();
+                assert!(matches!(refused.error, AtomError::Pinned(_)));
+                assert!(model.unpin(pin));
+            }
+            self.commit(&mut atoms, &mut held, &mut sum);
+        }
+        assert_eq!(
+            (sum.vmemmap.fresh, sum.released, sum.vmemmap.rewrites),
+            (needs.fresh, needs.released, needs.rewrites)
+        );
+        assert_eq!((sum.nodes_used, sum.nodes_freed), (index.needed, index.freed));
+        assert_eq!((held.pages_left(), held.nodes_left(model)), (needs.released, index.freed));
+        self.dry(false);
+        let _ = held.release(model, pool);
+    }
+
+    fn short<A: PageSet, B: PageSet>(&self, t: &Transition<A, B>, left: u64) {
+        let needs = VmemmapNeeds::plan(&self.model, t, &t.counts());
+        let before = self.state();
+        let mut held = Reservation::new(t.block(), needs.node, VecStore::default());
+        self.pool.limit(Some(left));
+        assert_eq!(held.fill(&self.model, &needs, 0, &self.pool).is_ok(), left >= needs.fresh);
+        self.pool.limit(None);
+        let _ = held.release(&self.model, &self.pool);
+        assert_eq!(self.state(), before);
+    }
+
+    fn again<A: PageSet, B: PageSet>(&self, t: &Transition<A, B>) {
+        let (model, layout) = (&self.model, t.from_layout());
+        if !model.is_optimized(t.block()) {
+            return;
+        }
+        let needs = VmemmapNeeds::to_restore(model, &layout);
+        let mut held = Reservation::new(t.block(), needs.node, VecStore::default());
+        held.fill(model, &needs, 0, &self.pool).unwrap();
+        let done = restore(model, model, &layout, 1, held.lend().pages).unwrap();
+        assert_eq!(done.vmemmap.fresh, needs.fresh);
+        assert!(held.is_empty(model));
+        self.check(t);
+        let needs = VmemmapNeeds::to_optimize(model, &layout);
+        assert_eq!(optimize(model, model, &layout, 1, &self.pool).unwrap().released, needs.released);
+    }
 }

@@ -1,10 +1,11 @@
-//! Proves that nothing sept-core does to a table can panic.
+//! Proves that nothing sept-core does to a table can panic, nor a plan or a commit of folio-split and vmemmap-prealloc.
 //!
 //! Each public operation is exported once for each format, with and without a TEE behind it. If the optimizer cannot
 //! show that a panic is out of reach, the panicking machinery of `core` is linked in, and `ci/no-panic.sh` finds it.
 #![no_std]
 
 mod calls;
+mod folios;
 mod tee;
 
 use sept_core::{Direct, Ept, Exclusive, LinearMap, Rtt, SecurePageTable, TdxMirror, X86};

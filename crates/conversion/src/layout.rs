@@ -95,7 +95,7 @@ pub(crate) fn layout_cost<P: Platform>(
         let target = Target::new(platform, block, request);
         let transition = target.transition();
         let counts = transition.counts();
-        let index = counts.index_delta(platform.folios().index());
+        let index = counts.delta(platform.folios().index());
         let vmemmap = VmemmapNeeds::plan(platform.vmemmap(), &transition, &counts);
         needs = needs.plus(Needs { frames: vmemmap.frames(), index_nodes: index.needed });
         let released = u32::try_from(vmemmap.released).unwrap_or(u32::MAX);

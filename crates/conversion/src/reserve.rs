@@ -6,7 +6,7 @@
 use crate::{Needs, Plan, PlanError, Platform, Request, TeeError};
 use core::fmt;
 use folio_split::FolioBackend;
-use sept_core::{Class, Classify, FrameKind, FrameNeeds, FrameSource, FrameStore, Hpa, Returned};
+use sept_core::{Class, Classify, FrameSource, FrameStore, Returned, Short};
 
 /// Everything that a plan needs, set aside. Give it to [`Reservation::commit`] or [`Reservation::release`].
 #[must_use = "dropping a reservation leaks what it holds"]
@@ -32,16 +32,15 @@ impl Plan {
             return Err(Returned { error: ReserveError::NotRam { request: self.request() }, held: store });
         };
         let near = block.hpa(self.request().range.start());
-        let before = counts(&store);
-        if let Err(error) = fill(&mut store, &self.needs().frames, source, near) {
-            return Err(Returned { error, held: store });
+        let before = store.kept();
+        if let Err(error) = store.fill(&self.needs().frames, near, source) {
+            return Err(Returned { error: error.into(), held: store });
         }
         let mut nodes = Default::default();
         match platform.folios().reserve_nodes(&mut nodes, block.pfn(), self.needs().index_nodes) {
             Ok(()) => Ok(Reservation { plan: self, store, nodes }),
             Err(short) => {
-                let taken = counts(&store).saturating_sub(&before);
-                drain(&mut store, &taken, source);
+                store.drain(&store.kept().saturating_sub(&before), source);
                 Err(Returned { error: ReserveError::IndexNodes { need: short.count }, held: store })
             }
         }
@@ -57,13 +56,12 @@ impl<P: Platform> Reservation<P> {
     /// What it holds.
     #[must_use]
     pub fn holds(&self, platform: &P) -> Needs {
-        Needs { frames: counts(&self.store), index_nodes: platform.folios().nodes_left(&self.nodes) }
+        Needs { frames: self.store.kept(), index_nodes: platform.folios().nodes_left(&self.nodes) }
     }
 
     /// Gives everything back to `source`, and the emptied storage to the caller.
     pub fn release(mut self, platform: &P, source: &dyn FrameSource) -> P::Store {
-        let all = counts(&self.store);
-        drain(&mut self.store, &all, source);
+        self.store.drain(&self.store.kept(), source);
         platform.folios().release_nodes(self.nodes);
         self.store
     }
@@ -100,11 +98,10 @@ impl<P: Platform> Reservation<P> {
             let error = ReserveError::IndexNodes { need: short.count };
             return Err(Returned { error: RefitError::Reserve(error), held: self });
         }
-        if let Err(error) = fill(&mut self.store, &need.frames, source, near) {
-            return Err(Returned { error: RefitError::Reserve(error), held: self });
+        if let Err(error) = self.store.fill(&need.frames, near, source) {
+            return Err(Returned { error: RefitError::Reserve(error.into()), held: self });
         }
-        let surplus = counts(&self.store).saturating_sub(&need.frames);
-        drain(&mut self.store, &surplus, source);
+        self.store.drain(&self.store.kept().saturating_sub(&need.frames), source);
         Ok(Self { plan, ..self })
     }
 }
@@ -113,55 +110,8 @@ impl<P: Platform> fmt::Debug for Reservation<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reservation")
             .field("plan", &self.plan)
-            .field("frames", &counts(&self.store))
+            .field("frames", &self.store.kept())
             .finish_non_exhaustive()
-    }
-}
-
-/// What a store holds, by kind.
-pub(crate) fn counts(store: &impl FrameStore) -> FrameNeeds {
-    let mut counts = FrameNeeds::NONE;
-    for kind in FrameKind::ALL {
-        counts[kind] = store.count(kind);
-    }
-    counts
-}
-
-/// Brings `store` up to `need`, or leaves it as it was.
-fn fill(
-    store: &mut impl FrameStore,
-    need: &FrameNeeds,
-    source: &dyn FrameSource,
-    near: Hpa,
-) -> Result<(), ReserveError> {
-    let before = counts(store);
-    for kind in FrameKind::ALL {
-        for _ in store.count(kind)..need[kind] {
-            let error = match source.take(kind, near) {
-                Some(frame) => match store.put(kind, frame) {
-                    Ok(()) => continue,
-                    Err(frame) => {
-                        source.give(kind, frame);
-                        ReserveError::Storage { kind }
-                    }
-                },
-                None => ReserveError::Frames { kind, got: store.count(kind), need: need[kind] },
-            };
-            let taken = counts(store).saturating_sub(&before);
-            drain(store, &taken, source);
-            return Err(error);
-        }
-    }
-    Ok(())
-}
-
-/// Gives `count` frames of each kind back.
-fn drain(store: &mut impl FrameStore, count: &FrameNeeds, source: &dyn FrameSource) {
-    for kind in FrameKind::ALL {
-        for _ in 0..count[kind] {
-            let Some(frame) = store.get(kind) else { break };
-            source.give(kind, frame);
-        }
     }
 }
 
@@ -169,22 +119,9 @@ fn drain(store: &mut impl FrameStore, count: &FrameNeeds, source: &dyn FrameSour
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReserveError {
-    /// The page source ran dry.
-    #[error("{got} of {need} {kind}s to be had")]
-    Frames {
-        /// What the frames were for.
-        kind: FrameKind,
-        /// How many could be had.
-        got: u32,
-        /// How many are needed.
-        need: u32,
-    },
-    /// The caller's storage is full.
-    #[error("the storage is full, at a {kind}")]
-    Storage {
-        /// The kind that did not fit.
-        kind: FrameKind,
-    },
+    /// The page source ran dry, or the caller's storage is full.
+    #[error(transparent)]
+    Frames(#[from] Short),
     /// No block backs the range.
     #[error("{request}: not memory")]
     NotRam {
@@ -202,8 +139,9 @@ pub enum ReserveError {
 impl Classify for ReserveError {
     fn class(&self) -> Class {
         match self {
-            Self::Storage { .. } | Self::NotRam { .. } => Class::Caller,
-            Self::Frames { .. } | Self::IndexNodes { .. } => Class::Retry,
+            Self::Frames(error) => error.class(),
+            Self::NotRam { .. } => Class::Caller,
+            Self::IndexNodes { .. } => Class::Retry,
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Everything that can fail comes before [`FolioBackend::freeze`], or is that call:
 //!
-//! 1. [`reserve_nodes`](FolioBackend::reserve_nodes): takes what [`Transition::index_delta`] says, or nothing.
+//! 1. [`reserve_nodes`](FolioBackend::reserve_nodes): takes what [`Transition::delta`] says, or nothing.
 //! 2. [`freeze`](FolioBackend::freeze): all folios inside the whole get reference count 0, or none does and the
 //!    first one that somebody holds is named. From here on a reader that looks for a reference fails and retries.
 //! 3. A split: the vmemmap gives each piece `struct page`s of its own and is flushed, then [`commit_split`] calls
@@ -12,40 +12,52 @@
 //! 5. [`release_nodes`](FolioBackend::release_nodes): what is left.
 //!
 //! Undo at any point: after 1, step 5; after 2, step 4; inside or after 3, the opposite change of the same whole,
-//! which takes nothing that was not just given back ([`Transition::reversed`]); after 4, a new atom the other way.
-//! Nothing between 2 and 4 sleeps, allocates or yields.
+//! which takes nothing that was not just given back ([`Transition::reversed`]); after 4, a new atom the other way. The nodes
+//! that merges free stay in the reservation until step 5, so undoing never asks for any. Nothing between 2 and 4 sleeps,
+//! allocates or yields.
 //!
 //! What is atomic to others: a reader of the index sees, for each page, the entry before or the entry after, both
 //! of them frozen folios that cover the page; a reader of `struct page`s gets no reference between 2 and 4.
 
-use crate::{FlatArray, IndexModel, PageSet, Pfn, PfnBlock, Transition};
+use crate::{Change, CostModel, FlatArray, PageSet, Pfn, PfnBlock, Transition};
 use sept_core::{Class, Classify};
 
 /// Folio metadata and page index of the host.
 ///
 /// The caller holds the claim of the block: no two calls concern the same block at the same time.
 pub trait FolioBackend {
-    /// Reserved index nodes. They are host objects, not page frames; the default value holds none.
+    /// Reserved index nodes. They are host objects, not page frames; the default value holds none. `()` for a flat index,
+    /// which needs none of the methods that have a body.
     type Nodes: Default;
 
     /// Proof that all folios inside one block are frozen. Dropping it leaves them frozen.
     type Frozen;
 
     /// What the index costs.
-    fn index(&self) -> &dyn IndexModel;
+    fn index(&self) -> &dyn CostModel {
+        const { &FlatArray::new() }
+    }
 
     /// Adds `count` nodes to a reservation for `near`: all or none.
     ///
     /// # Errors
     ///
     /// [`OutOfNodes`] if the host has no memory for them; `nodes` is unchanged.
-    fn reserve_nodes(&self, nodes: &mut Self::Nodes, near: PfnBlock, count: u64) -> Result<(), OutOfNodes>;
+    fn reserve_nodes(&self, nodes: &mut Self::Nodes, near: PfnBlock, count: u64) -> Result<(), OutOfNodes> {
+        let _ = (nodes, near, count);
+        Ok(())
+    }
 
     /// Number of nodes in a reservation.
-    fn nodes_left(&self, nodes: &Self::Nodes) -> u64;
+    fn nodes_left(&self, nodes: &Self::Nodes) -> u64 {
+        let _ = nodes;
+        0
+    }
 
     /// Gives unused nodes back.
-    fn release_nodes(&self, nodes: Self::Nodes);
+    fn release_nodes(&self, nodes: Self::Nodes) {
+        let _ = nodes;
+    }
 
     /// Sets the reference count of every folio inside `whole` (or of the folio that is `whole`) from what the host
     /// itself holds to 0, each with at most `tries` attempts. All or none.
@@ -65,9 +77,10 @@ pub trait FolioBackend {
     fn split(&self, frozen: &mut Self::Frozen, piece: PfnBlock, nodes: &mut Self::Nodes);
 
     /// Makes `whole`, all of whose folios are frozen, one frozen folio: its head, the tails in the pages of the
-    /// vmemmap that stay its own (all, where the vmemmap is not optimized), and one index entry. Returns the number
-    /// of index nodes freed. Cannot fail.
-    fn merge(&self, frozen: &mut Self::Frozen, whole: PfnBlock) -> u64;
+    /// vmemmap that stay its own (all, where the vmemmap is not optimized), and one index entry. The index nodes that
+    /// this frees are added to `nodes`, so that [`split`](Self::split) finds them there if the merge is undone; returns how
+    /// many. A reader may still be in them: they are used again for the same entry, or after a grace period. Cannot fail.
+    fn merge(&self, frozen: &mut Self::Frozen, whole: PfnBlock, nodes: &mut Self::Nodes) -> u64;
 
     /// Sets the reference counts of the folios that exist inside the frozen block to what the host itself holds.
     fn thaw(&self, frozen: Self::Frozen);
@@ -145,14 +158,14 @@ impl Classify for CommitError {
 ///
 /// [`CommitError::NotASplit`] if the transition does not split it.
 pub fn nodes_to_split<A: PageSet, B: PageSet>(
-    index: &dyn IndexModel,
+    index: &dyn CostModel,
     transition: &Transition<A, B>,
     whole: PfnBlock,
 ) -> Result<u64, CommitError> {
-    let to = transition.to_layout();
-    match to.within(whole) {
-        Some(part) if transition.splits(whole) => Ok(index.nodes(&part.counts())),
-        _ => Err(CommitError::NotASplit { whole }),
+    if transition.splits(whole) {
+        Ok(transition.delta_of(Change::Split(whole), index).needed)
+    } else {
+        Err(CommitError::NotASplit { whole })
     }
 }
 
@@ -179,7 +192,8 @@ pub fn commit_split<F: FolioBackend + ?Sized, A: PageSet, B: PageSet>(
     Ok(have.saturating_sub(backend.nodes_left(nodes)))
 }
 
-/// Merges the metadata and the index entries inside `whole` (step 3). Returns the number of nodes freed.
+/// Merges the metadata and the index entries inside `whole` (step 3). Returns the number of nodes that were freed and are
+/// in the reservation now.
 ///
 /// # Errors
 ///
@@ -189,11 +203,12 @@ pub fn commit_merge<F: FolioBackend + ?Sized, A: PageSet, B: PageSet>(
     transition: &Transition<A, B>,
     whole: PfnBlock,
     frozen: &mut F::Frozen,
+    nodes: &mut F::Nodes,
 ) -> Result<u64, CommitError> {
     if !transition.merges(whole) {
         return Err(CommitError::NotAMerge { whole });
     }
-    Ok(backend.merge(frozen, whole))
+    Ok(backend.merge(frozen, whole, nodes))
 }
 
 /// A host that keeps no folios: its provider promises blocks and divides them without metadata.
@@ -213,27 +228,13 @@ impl FolioBackend for NoFolios {
     type Nodes = ();
     type Frozen = ();
 
-    fn index(&self) -> &dyn IndexModel {
-        const { &FlatArray::new() }
-    }
-
-    fn reserve_nodes(&self, _nodes: &mut (), _near: PfnBlock, _count: u64) -> Result<(), OutOfNodes> {
-        Ok(())
-    }
-
-    fn nodes_left(&self, _nodes: &()) -> u64 {
-        0
-    }
-
-    fn release_nodes(&self, _nodes: ()) {}
-
     fn freeze(&self, _whole: PfnBlock, _tries: u32) -> Result<(), Pinned> {
         Ok(())
     }
 
     fn split(&self, _frozen: &mut (), _piece: PfnBlock, _nodes: &mut ()) {}
 
-    fn merge(&self, _frozen: &mut (), _whole: PfnBlock) -> u64 {
+    fn merge(&self, _frozen: &mut (), _whole: PfnBlock, _nodes: &mut ()) -> u64 {
         0
     }
 

@@ -10,7 +10,7 @@
 use crate::{
     Order, OrderSet, PageSet,
     pages::edge_from,
-    tally::{Tally, handful, mixed},
+    tally::{count, mixed},
 };
 
 /// Exact numbers of one layout.
@@ -23,36 +23,27 @@ use crate::{
 /// assert_eq!(counts.folios_of(Order::PAGE), 2);
 /// assert_eq!(counts.touched(Order::HUGE_2M), Some(1));
 /// ```
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub struct LayoutCounts {
     order: Order,
     orders: OrderSet,
-    /// m_o for the member orders above 0; 0 elsewhere.
+    /// m_o for the member orders above 0; anything elsewhere.
     touched: [u64; Order::COUNT],
 }
 
 impl LayoutCounts {
-    /// Counts the block of `order` that begins at page `first` of `small`, a multiple of its size.
-    pub(crate) fn of<S: PageSet + ?Sized>(order: Order, orders: OrderSet, small: &S, first: u64) -> Self {
-        let mut counts = Self::undivided(order, orders);
-        let Some(smallest) = counts.orders.smallest_large() else { return counts };
-        let end = first.saturating_add(order.pages());
+    /// Counts the block that begins at page `first` of `small`, a multiple of its size; nothing was counted before.
+    pub(crate) fn count<S: PageSet + ?Sized>(&mut self, small: &S, first: u64) {
+        let end = first.saturating_add(self.order.pages());
         if edge_from(small, first.saturating_add(1)).is_some_and(|edge| edge < end) {
-            for order in counts.orders.iter().skip(1) {
-                if let Some(touched) = counts.touched.get_mut(order.index()) {
+            for order in self.orders.iter().skip(1) {
+                if let Some(touched) = self.touched.get_mut(order.index()) {
                     *touched = mixed(order, small, first, end);
                 }
             }
-        } else if !handful(order, counts.orders, small, first, &mut counts.touched) {
-            Tally::new(order, smallest, &mut counts.touched).count(small, first);
-            // It counts orders on the way that are no members.
-            for (order, touched) in counts.touched.iter_mut().enumerate() {
-                if counts.orders.bits() >> order & 1 == 0 {
-                    *touched = 0;
-                }
-            }
+        } else {
+            count(self.order, self.orders, small, first, &mut self.touched);
         }
-        counts
     }
 
     /// The counts of a block without small pages.
@@ -107,15 +98,41 @@ impl LayoutCounts {
     /// All folios.
     #[must_use]
     pub fn folios(&self) -> u64 {
-        // A block of order l that is divided is 2^(l - l') regions instead of one, l' the member below.
-        let mut below = 0;
-        let mut sum: u64 = 0;
-        for order in self.orders.iter().skip(1) {
-            let divided = self.m(order);
-            sum = sum.wrapping_add(divided << order.raw().wrapping_sub(below)).wrapping_sub(divided);
-            below = order.raw();
+        self.weigh(Order::PAGE, |_| 1)
+    }
+
+    /// Whether every folio is of the largest order that the block can have.
+    #[must_use]
+    pub fn is_undivided(&self) -> bool {
+        let largest = self.orders.largest_within(self.order);
+        largest == Order::PAGE || self.m(largest) == 0
+    }
+
+    /// The sum of a weight that folios have by their order, where those below `unit` count together: an aligned block
+    /// of order `unit` that no single folio covers weighs `weight(unit)` as a whole. 0 if the block is smaller than `unit`.
+    ///
+    /// Every cost that is additive over folios is such a sum: folios themselves with a weight of 1, pages of the vmemmap
+    /// with what a folio keeps. One step per member order; a weight above 2^20 may overflow.
+    #[must_use]
+    #[inline]
+    pub fn weigh(&self, unit: Order, weight: impl Fn(Order) -> u64) -> u64 {
+        if unit > self.order {
+            return 0;
         }
-        sum.wrapping_add(1 << self.order.raw().saturating_sub(below))
+        let largest = self.orders.largest_within(self.order);
+        if largest <= unit || self.m(largest) == 0 {
+            let largest = largest.max(unit);
+            return weight(largest) << self.order.raw().saturating_sub(largest.raw());
+        }
+        // A block of order l that is divided is 2^(l - l') regions instead of one, l' the member below.
+        let (mut below, mut each, mut sum) = (unit, weight(unit), 0_u64);
+        for order in self.orders.above(unit) {
+            let parts = each << order.raw().wrapping_sub(below.raw());
+            let one = weight(order);
+            sum = sum.wrapping_add(self.m(order).wrapping_mul(parts.wrapping_sub(one)));
+            (below, each) = (order, one);
+        }
+        sum.wrapping_add(each << self.order.raw().saturating_sub(below.raw()))
     }
 
     /// The number of folios of each member order, largest first.
@@ -123,7 +140,7 @@ impl LayoutCounts {
         // Blocks of the member before that had to be divided; before the first, the whole block has to be.
         self.orders.iter().rev().scan((self.order, 1), |(above, divided), order| {
             let regions = *divided << above.raw().saturating_sub(order.raw());
-            *divided = self.m(order);
+            *divided = if order == Order::PAGE { 0 } else { self.m(order) };
             *above = order;
             Some((order, regions.saturating_sub(*divided)))
         })
@@ -136,3 +153,12 @@ impl core::fmt::Debug for LayoutCounts {
         f.debug_map().entries(self.by_order().filter(|&(_, count)| count != 0)).finish()
     }
 }
+
+impl PartialEq for LayoutCounts {
+    fn eq(&self, other: &Self) -> bool {
+        let same = |order| self.m(order) == other.m(order);
+        self.order == other.order && self.orders == other.orders && self.orders.iter().skip(1).all(same)
+    }
+}
+
+impl Eq for LayoutCounts {}

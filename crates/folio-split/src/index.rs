@@ -1,37 +1,9 @@
-//! What the page index costs.
+//! What Linux's page index costs, and which splits it allows.
 //!
 //! A multi-order index keeps one entry per folio. Splitting an entry takes nodes, merging entries gives them back;
 //! both are known from the layout alone.
 
-use crate::{LayoutCounts, Order};
-use core::fmt::Debug;
-
-/// A page index whose nodes can be counted ahead.
-pub trait IndexModel: Debug {
-    /// Nodes that exist because the block is not one entry: none for a block that is one folio.
-    ///
-    /// A finer layout never has fewer nodes than a coarser one.
-    fn nodes(&self, layout: &LayoutCounts) -> u64;
-}
-
-/// An index with a fixed slot per page: no nodes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[non_exhaustive]
-pub struct FlatArray;
-
-impl FlatArray {
-    /// The model.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self
-    }
-}
-
-impl IndexModel for FlatArray {
-    fn nodes(&self, _layout: &LayoutCounts) -> u64 {
-        0
-    }
-}
+use crate::{CostModel, LayoutCounts, Order};
 
 /// A radix tree with multi-order entries.
 ///
@@ -40,9 +12,9 @@ impl IndexModel for FlatArray {
 /// that block lies in it (Linux lib/xarray.c: a node covers one chunk, an entry as large as the chunk replaces it).
 ///
 /// ```
-/// use folio_split::{FolioLayout, IndexModel, Order, OrderSet, Pfn, PfnBlock, XArray};
+/// use folio_split::{CostModel, FolioLayout, Order, OrderSet, Pfn, PfnBlock, XArray};
 /// let block = PfnBlock::new(Pfn::new(0).unwrap(), Order::HUGE_1G).unwrap();
-/// let nodes = |orders, small| XArray::LINUX.nodes(&FolioLayout::new(block, orders, small).counts());
+/// let nodes = |orders, small| XArray::LINUX.units(&FolioLayout::new(block, orders, small).counts());
 /// assert_eq!(nodes(OrderSet::HUGETLB, 0..1), 73);
 /// assert_eq!(nodes(OrderSet::ALL, 0..1), 3);
 /// assert_eq!(nodes(OrderSet::PAGES, 0..0), 4161);
@@ -75,6 +47,17 @@ impl XArray {
 }
 
 impl XArray {
+    /// The largest order that Linux splits evenly into entries of `to` in one call: 11 for pages, 17 for order 9. A larger
+    /// entry goes by way of others, and takes no more nodes for it.
+    #[must_use]
+    pub const fn largest_split(&self, to: Order) -> Order {
+        let level = self.level(to).saturating_add(2);
+        match Order::new(level.saturating_mul(self.chunk.raw()).saturating_sub(1)) {
+            Some(order) => order,
+            None => Order::MAX,
+        }
+    }
+
     /// Slots that an entry of `order` takes in its node, the first of them with the entry itself.
     #[must_use]
     pub const fn slots(&self, order: Order) -> u64 {
@@ -117,7 +100,7 @@ impl XArray {
         self.level(from).saturating_sub(self.level(to)) as u64
     }
 
-    /// How many nodes are below the slots of an entry of `order` at most.
+    /// How many levels of nodes an entry of `order` stands for.
     const fn level(&self, order: Order) -> u8 {
         match order.raw().checked_div(self.chunk.raw()) {
             Some(level) => level,
@@ -126,8 +109,9 @@ impl XArray {
     }
 }
 
-impl IndexModel for XArray {
-    fn nodes(&self, layout: &LayoutCounts) -> u64 {
+impl CostModel for XArray {
+    /// Nodes that exist because the block is not one entry: none for a block that is one folio.
+    fn units(&self, layout: &LayoutCounts) -> u64 {
         let (mut raw, mut sum) = (self.chunk.raw(), 0_u64);
         // Ends with the orders: a chunk is at least 1.
         while let Some(order) = Order::new(raw).filter(|&order| order <= layout.order()) {
@@ -136,17 +120,4 @@ impl IndexModel for XArray {
         }
         sum
     }
-}
-
-/// Index nodes that a transition takes and gives back.
-///
-/// A transition that first splits and then merges has `needed` more nodes at its peak, and `needed - freed` in the
-/// end.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
-#[non_exhaustive]
-pub struct IndexDelta {
-    /// Nodes to reserve for the splits.
-    pub needed: u64,
-    /// Nodes that the merges give back.
-    pub freed: u64,
 }

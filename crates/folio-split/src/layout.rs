@@ -80,26 +80,26 @@ impl<S: PageSet> FolioLayout<S> {
     #[must_use]
     pub fn folio_at(&self, page: u64) -> PfnBlock {
         let page = page & self.block.order().mask();
-        // The last run seen: no member lies in `known` outside of it.
-        let mut known = 0..0;
-        let mut run = None;
-        // The first edge after the start of the block looked at, once it was asked for.
-        let mut edge = 0;
-        for order in self.orders.iter().rev() {
+        // The largest block around the page that may still be a folio.
+        let mut order = self.block.order();
+        // Ends with the orders: what is in the way makes the block smaller each time.
+        loop {
             let start = page & !order.mask();
-            let end = start | order.mask();
-            if start >= known.end {
-                run = self.run_from(start);
-                known = start..run.as_ref().map_or(u64::MAX, |run: &Range<u64>| run.end);
+            let run = self.run_from(start).unwrap_or(u64::MAX - 1..u64::MAX);
+            let edge = self.edge_after(start);
+            if run.contains(&page) {
+                return self.block.part_at(page, Order::PAGE);
             }
-            if edge <= start {
-                edge = self.edge_after(start);
+            // What lies behind the page bounds the block from above; the last of what lies before it, from below.
+            let behind = |at: u64| if at > page { order_below(page, at) } else { order };
+            let before = |at: u64| if at <= page { order_below(page, at.wrapping_sub(1)) } else { order };
+            let smaller = before(run.end).min(before(edge));
+            if smaller >= order {
+                let order = order.min(behind(run.start)).min(behind(edge));
+                return self.block.part_at(page, self.orders.largest_within(order));
             }
-            if order == Order::PAGE || edge > end && run.as_ref().is_none_or(|run| run.start > end) {
-                return self.block.part_at(page, order);
-            }
+            order = smaller;
         }
-        self.block.part_at(page, Order::PAGE)
     }
 
     /// The folios from the one that holds page `from`, in ascending order. One look-up in the set per run.
@@ -117,7 +117,9 @@ impl<S: PageSet> FolioLayout<S> {
     /// Exact numbers of this layout, in one pass over the runs of the set.
     #[must_use]
     pub fn counts(&self) -> LayoutCounts {
-        LayoutCounts::of(self.block.order(), self.orders, &self.small, self.first)
+        let mut counts = LayoutCounts::undivided(self.block.order(), self.orders);
+        counts.count(&self.small, self.first);
+        counts
     }
 
     /// This layout for one part of the block; unchanged if `part` is not inside it.
@@ -150,6 +152,16 @@ impl<S: PageSet> FolioLayout<S> {
     /// Where a folio of this block begins.
     const fn offset_of(&self, folio: PfnBlock) -> u64 {
         folio.base().raw() & self.block.order().mask()
+    }
+}
+
+/// The largest order whose block around page `a` does not hold page `b`, another one.
+#[inline]
+const fn order_below(a: u64, b: u64) -> Order {
+    let [bit, ..] = 63_u32.saturating_sub((a ^ b).leading_zeros()).to_le_bytes();
+    match Order::new(bit) {
+        Some(order) => order,
+        None => Order::MAX,
     }
 }
 

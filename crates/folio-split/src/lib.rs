@@ -14,7 +14,7 @@
 //!
 //! # The protocol
 //!
-//! 1. *Plan*: [`Transition::counts`], [`Transition::index_delta`]. Reads the sets, of constant size, `Copy`.
+//! 1. *Plan*: [`Transition::counts`], [`Transition::delta`]. Reads the sets, of constant size, `Copy`.
 //! 2. *Reserve*: [`FolioBackend::reserve_nodes`]. The only allocation.
 //! 3. *Commit*, for each of [`Transition::changes`]: [`freeze`](FolioBackend::freeze), [`commit_split`] or
 //!    [`commit_merge`] with the vmemmap's part around it, [`thaw`](FolioBackend::thaw). Cut with
@@ -27,8 +27,8 @@
 //! let block = PfnBlock::new(Pfn::new(0x40000).unwrap(), Order::HUGE_1G).unwrap();
 //! let share = Transition::new(block, OrderSet::ALL, Empty, 1000..1001);
 //! let counts = share.counts();
-//! assert_eq!(counts.to.folios(), 19);
-//! assert_eq!(counts.index_delta(&XArray::LINUX).needed, 3);
+//! assert_eq!(counts.to().folios(), 19);
+//! assert_eq!(counts.delta(&XArray::LINUX).needed, 3);
 //!
 //! // One more page of the same 2 MiB: only the order-8 folio around it is touched.
 //! let old = [1000..1001];
@@ -60,11 +60,16 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+extern crate std;
+
 mod backend;
 mod block;
+mod cost;
 mod counts;
 mod index;
 mod layout;
+mod lines;
 mod order;
 mod pages;
 mod tally;
@@ -77,9 +82,10 @@ pub use backend::{
     CommitError, FolioBackend, NoFolios, OutOfNodes, Pinned, commit_merge, commit_split, nodes_to_split,
 };
 pub use block::{Pfn, PfnBlock};
+pub use cost::{CostDelta, CostModel, FlatArray, TransitionCounts};
 pub use counts::LayoutCounts;
-pub use index::{FlatArray, IndexDelta, IndexModel, XArray};
+pub use index::XArray;
 pub use layout::{FolioLayout, Folios};
 pub use order::{Order, OrderSet, OrderSetError, Orders};
-pub use pages::{Empty, Large, Minus, PageSet, Splice, Union};
-pub use transition::{Change, Changes, Transition, TransitionCounts};
+pub use pages::{Empty, Large, Line, Minus, PageSet, Splice, Union};
+pub use transition::{Change, Changes, Transition};

@@ -181,6 +181,11 @@ impl OrderSet {
         Self(self.0 & !order.mask() | 1)
     }
 
+    /// The members that are larger than `order`, smallest first.
+    pub(crate) const fn above(self, order: Order) -> Orders {
+        Orders(self.0 & !order.mask() & !order.pages())
+    }
+
     /// The members, smallest first.
     #[must_use]
     pub const fn iter(self) -> Orders {

@@ -4,6 +4,11 @@
 //! the only state a layout depends on. The set belongs to the host and is never copied: plan and commit read it
 //! through [`PageSet::next_run`], which keeps no position, so that both read the same.
 
+mod combined;
+
+pub(crate) use combined::Both;
+pub use combined::{Large, Minus, Splice, Union};
+
 use core::ops::Range;
 
 /// A set of pages, given as offsets from the first page of a block.
@@ -31,15 +36,19 @@ pub trait PageSet {
         Some(if run.start >= from { run.start } else { run.end })
     }
 
-    /// The members among the 64 pages from `64 * index`, lowest page in bit 0, if the set can tell them at once.
+    /// Writes the members among the 4,096 pages from `4096 * index` to `line`, lowest page in bit 0 of its first word, if the
+    /// set can tell them at once.
     ///
-    /// Where runs are many, counting asks for words. The default, `None`, is right for a set that is kept as runs; a
+    /// Where runs are many, counting asks for lines. The default, `false`, is right for a set that is kept as runs; a
     /// set that answers once always answers.
-    fn word(&self, index: u64) -> Option<u64> {
-        let _ = index;
-        None
+    fn line(&self, index: u64, line: &mut Line) -> bool {
+        let _ = (index, line);
+        false
     }
 }
+
+/// The pages of [`PageSet::line`], 64 in each word.
+pub type Line = [u64; 64];
 
 /// [`PageSet::next_run`] with its contract enforced as far as progress needs it.
 #[inline]
@@ -110,8 +119,8 @@ impl<T: PageSet + ?Sized> PageSet for &T {
     }
 
     #[inline]
-    fn word(&self, index: u64) -> Option<u64> {
-        (**self).word(index)
+    fn line(&self, index: u64, line: &mut Line) -> bool {
+        (**self).line(index, line)
     }
 }
 
@@ -125,8 +134,9 @@ impl PageSet for Empty {
         None
     }
 
-    fn word(&self, _index: u64) -> Option<u64> {
-        Some(0)
+    fn line(&self, _index: u64, line: &mut Line) -> bool {
+        *line = [0; 64];
+        true
     }
 }
 
@@ -138,29 +148,41 @@ impl PageSet for Range<u64> {
         (start < self.end).then_some(start..self.end)
     }
 
-    #[inline]
-    fn word(&self, index: u64) -> Option<u64> {
-        let first = index.saturating_mul(64);
-        Some(bits_from(self.start.saturating_sub(first)) & !bits_from(self.end.saturating_sub(first)))
+    fn line(&self, index: u64, line: &mut Line) -> bool {
+        for (first, word) in words_of(index).zip(line) {
+            *word = bits_from(self.start, first) & !bits_from(self.end, first);
+        }
+        true
     }
 }
 
-/// The bits of a word from bit `first` on.
-#[inline]
-const fn bits_from(first: u64) -> u64 {
-    if first < 64 { u64::MAX << first } else { 0 }
+/// The first pages of the words of a line.
+fn words_of(index: u64) -> impl Iterator<Item = u64> {
+    (0..64).map(move |word| index.saturating_mul(4096).saturating_add(word << 6))
 }
 
-/// Ranges in ascending order that do not overlap; adjacent and empty ones are fine. A binary search per call.
+/// The bits of the word that begins at page `first`, from page `from` on.
+#[inline]
+const fn bits_from(from: u64, first: u64) -> u64 {
+    let skip = from.saturating_sub(first);
+    if skip < 64 { u64::MAX << skip } else { 0 }
+}
+
+/// Ranges in ascending order that do not overlap; adjacent and empty ones are fine. A binary search per call, or a short
+/// walk where they are few.
 impl PageSet for [Range<u64>] {
+    #[inline]
     fn next_run(&self, from: u64) -> Option<Range<u64>> {
-        let first = self.partition_point(|range| range.end <= from);
-        let mut rest = self.iter().skip(first).filter(|range| range.start < range.end);
-        let head = rest.next()?;
-        let start = head.start.max(from);
-        let end =
-            rest.try_fold(head.end, |end, range| if range.start <= end { Ok(range.end) } else { Err(end) });
-        let (Ok(end) | Err(end)) = end;
+        let first = if self.len() <= 8 { 0 } else { self.partition_point(|range| range.end <= from) };
+        let mut rest = self.get(first..)?.iter();
+        let head = rest.find(|range| range.end > from && range.start < range.end)?;
+        let (start, mut end) = (head.start.max(from), head.end);
+        for range in rest {
+            if range.start > end {
+                break;
+            }
+            end = end.max(range.end);
+        }
         Some(start..end)
     }
 }
@@ -180,202 +202,37 @@ impl PageSet for [u64] {
     }
 
     #[inline]
-    fn word(&self, index: u64) -> Option<u64> {
-        Some(usize::try_from(index).ok().and_then(|index| self.get(index)).copied().unwrap_or(0))
+    fn line(&self, index: u64, line: &mut Line) -> bool {
+        let first = usize::try_from(index.saturating_mul(64)).unwrap_or(usize::MAX);
+        let rest = self.get(first..).unwrap_or_default();
+        match rest.first_chunk() {
+            Some(whole) => *line = *whole,
+            None => {
+                *line = [0; 64];
+                line.iter_mut().zip(rest).for_each(|(word, part)| *word = *part);
+            }
+        }
+        true
     }
 }
 
 /// The first bit at or after `from` that is set in a word exclusive-or `flip`.
 fn find(words: &[u64], from: u64, flip: u64) -> Option<u64> {
     let first = usize::try_from(from >> 6).ok()?;
-    let mut keep = u64::MAX << (from & 63);
-    let mut at = from & !63;
-    for &word in words.get(first..)? {
-        let bits = (word ^ flip) & keep;
-        if bits != 0 {
-            return Some(at | u64::from(bits.trailing_zeros()));
+    let (&word, rest) = words.get(first..)?.split_first()?;
+    let bits = (word ^ flip) & u64::MAX << (from & 63);
+    if bits != 0 {
+        return Some(from & !63 | u64::from(bits.trailing_zeros()));
+    }
+    let mut at = (from | 63).saturating_add(1);
+    // A long way goes eight words at a time.
+    for words in rest.chunks(8) {
+        if words.iter().fold(0, |some, word| some | word ^ flip) != 0 {
+            let (skip, word) = words.iter().enumerate().find(|&(_, &word)| word != flip)?;
+            at = at.saturating_add((skip as u64) << 6);
+            return Some(at | u64::from((word ^ flip).trailing_zeros()));
         }
-        keep = u64::MAX;
-        at = at.saturating_add(64);
+        at = at.saturating_add((words.len() as u64) << 6);
     }
     None
-}
-
-/// The members of either set.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[expect(clippy::exhaustive_structs, reason = "a union is its two sets")]
-pub struct Union<A, B>(pub A, pub B);
-
-/// The runs of both.
-fn union(
-    a: impl Fn(u64) -> Option<Range<u64>>,
-    b: impl Fn(u64) -> Option<Range<u64>>,
-    from: u64,
-) -> Option<Range<u64>> {
-    let (start, mut end) = match (a(from), b(from)) {
-        (None, None) => return None,
-        (Some(run), None) | (None, Some(run)) => return Some(run),
-        (Some(a), Some(b)) if a.end < b.start => return Some(a),
-        (Some(a), Some(b)) if b.end < a.start => return Some(b),
-        (Some(a), Some(b)) => (a.start.min(b.start), a.end.max(b.end)),
-    };
-    // Runs that touch go on as one. Ends with the runs: `end` grows each time round.
-    loop {
-        let on = |run: Option<Range<u64>>| run.filter(|run| run.start == end).map_or(end, |run| run.end);
-        match on(a(end)).max(on(b(end))) {
-            same if same == end => return Some(start..end),
-            further => end = further,
-        }
-    }
-}
-
-impl<A: PageSet, B: PageSet> PageSet for Union<A, B> {
-    fn next_run(&self, from: u64) -> Option<Range<u64>> {
-        union(|at| run_from(&self.0, at), |at| run_from(&self.1, at), from)
-    }
-
-    fn next_large(&self, from: u64) -> Option<Range<u64>> {
-        union(|at| large_from(&self.0, at), |at| large_from(&self.1, at), from)
-    }
-
-    fn word(&self, index: u64) -> Option<u64> {
-        Some(self.0.word(index)? | self.1.word(index)?)
-    }
-}
-
-/// The members of the first set that are not members of the second.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[expect(clippy::exhaustive_structs, reason = "a difference is its two sets")]
-pub struct Minus<A, B>(pub A, pub B);
-
-/// The runs of `a` without those of `b`.
-fn minus(
-    a: impl Fn(u64) -> Option<Range<u64>>,
-    b: impl Fn(u64) -> Option<Range<u64>>,
-    from: u64,
-) -> Option<Range<u64>> {
-    let mut at = from;
-    // Ends with the runs: `at` grows each time round.
-    loop {
-        let run = a(at)?;
-        match b(run.start) {
-            Some(hole) if hole.start == run.start => at = hole.end,
-            Some(hole) => return Some(run.start..run.end.min(hole.start)),
-            None => return Some(run),
-        }
-    }
-}
-
-impl<A: PageSet, B: PageSet> PageSet for Minus<A, B> {
-    fn next_run(&self, from: u64) -> Option<Range<u64>> {
-        minus(|at| run_from(&self.0, at), |at| run_from(&self.1, at), from)
-    }
-
-    fn next_large(&self, from: u64) -> Option<Range<u64>> {
-        minus(|at| large_from(&self.0, at), |at| large_from(&self.1, at), from)
-    }
-
-    fn word(&self, index: u64) -> Option<u64> {
-        Some(self.0.word(index)? & !self.1.word(index)?)
-    }
-}
-
-/// Below page `at` the members of `left`, from it on the members of `right`.
-///
-/// A transition that has come as far as page `at` has the layout of the splice of its target and its start:
-/// progress is one number.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[expect(clippy::exhaustive_structs, reason = "a splice is its two sets and the seam")]
-pub struct Splice<A, B> {
-    /// The set below the seam.
-    pub left: A,
-    /// The set from the seam on.
-    pub right: B,
-    /// The first page that is read from `right`.
-    pub at: u64,
-}
-
-/// The runs of `left` below `seam`, those of `right` from it on.
-fn splice(
-    left: impl Fn(u64) -> Option<Range<u64>>,
-    right: impl Fn(u64) -> Option<Range<u64>>,
-    seam: u64,
-    from: u64,
-) -> Option<Range<u64>> {
-    let run = if from < seam { left(from) } else { None };
-    let Some(run) = run.filter(|run| run.start < seam) else { return right(from.max(seam)) };
-    if run.end < seam {
-        return Some(run);
-    }
-    let rest = right(seam).filter(|rest| rest.start == seam);
-    Some(run.start..rest.map_or(seam, |rest| rest.end))
-}
-
-impl<A: PageSet, B: PageSet> PageSet for Splice<A, B> {
-    fn next_run(&self, from: u64) -> Option<Range<u64>> {
-        splice(|at| run_from(&self.left, at), |at| run_from(&self.right, at), self.at, from)
-    }
-
-    fn next_large(&self, from: u64) -> Option<Range<u64>> {
-        splice(|at| large_from(&self.left, at), |at| large_from(&self.right, at), self.at, from)
-    }
-
-    fn word(&self, index: u64) -> Option<u64> {
-        let right = bits_from(self.at.saturating_sub(index.saturating_mul(64)));
-        Some(self.left.word(index)? & !right | self.right.word(index)? & right)
-    }
-}
-
-/// Pages that need not be single, but must not share a folio with others: the policy for shared memory that keeps the
-/// order of aligned runs.
-///
-/// A block that lies wholly inside a run, or wholly outside of all, can be a folio. Needs a host whose references on
-/// shared memory may be per folio.
-///
-/// ```
-/// use folio_split::{FolioLayout, Large, Order, OrderSet, Pfn, PfnBlock, Union};
-/// let block = PfnBlock::new(Pfn::new(0).unwrap(), Order::HUGE_1G).unwrap();
-/// // Two whole 2 MiB blocks are shared, and one page elsewhere is broken.
-/// let layout = FolioLayout::new(block, OrderSet::HUGETLB, Union(Large(512..1536), 9999..10_000));
-/// assert_eq!(layout.folio_at(600).order(), Order::HUGE_2M);
-/// assert_eq!(layout.folio_at(9999).order(), Order::PAGE);
-/// assert_eq!(layout.counts().folios(), 1023);
-/// ```
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[expect(clippy::exhaustive_structs, reason = "a policy for a set")]
-pub struct Large<S>(pub S);
-
-impl<S: PageSet> PageSet for Large<S> {
-    fn next_run(&self, _from: u64) -> Option<Range<u64>> {
-        None
-    }
-
-    fn next_large(&self, from: u64) -> Option<Range<u64>> {
-        self.0.next_run(from)
-    }
-
-    fn word(&self, _index: u64) -> Option<u64> {
-        Some(0)
-    }
-}
-
-/// What keeps pages apart in either set: its layout is the coarsest that refines both layouts.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Both<A, B>(pub(crate) A, pub(crate) B);
-
-impl<A: PageSet, B: PageSet> PageSet for Both<A, B> {
-    fn next_run(&self, from: u64) -> Option<Range<u64>> {
-        union(|at| run_from(&self.0, at), |at| run_from(&self.1, at), from)
-    }
-
-    fn next_edge(&self, from: u64) -> Option<u64> {
-        match (edge_from(&self.0, from), edge_from(&self.1, from)) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (some, None) | (None, some) => some,
-        }
-    }
-
-    fn word(&self, index: u64) -> Option<u64> {
-        Some(self.0.word(index)? | self.1.word(index)?)
-    }
 }

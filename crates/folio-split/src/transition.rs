@@ -6,9 +6,25 @@
 //!
 //! The layout in which the pages of both sets are small is the coarsest one that refines both. It is what exists between the
 //! last split and the first merge, and its counts give what the splits take and the merges give back, exactly.
+//!
+//! # Merges
+//!
+//! Which folios can be formed follows from the set: those whose pages are no more in it. With two buddies that is one merge
+//! of two folios, with the last small page of a block it is the whole block, in one step; a host that
+//! merges late leaves pages in the set. Whether one can be formed *now* has conditions that the set does not know:
+//!
+//! * nobody but the host holds a reference on any of its pieces ([`FolioBackend::freeze`](crate::FolioBackend::freeze)
+//!   finds out, with a bounded number of attempts);
+//! * no page of it is broken, or has to be single for another reason: such pages are in the set, or the set is wrong;
+//! * where its tail pages are shared, the zone has the template (vmemmap-prealloc refuses before anything changed).
+//!
+//! A merge that is refused has changed nothing. Its pages stay in the set, and it is a candidate for the next transition.
+//! Neither allocates: a merge only gives back.
 
 use crate::{
-    FolioLayout, Folios, IndexDelta, IndexModel, LayoutCounts, Order, OrderSet, PageSet, PfnBlock, Splice,
+    CostDelta, CostModel, FolioLayout, Folios, LayoutCounts, Order, OrderSet, PageSet, PfnBlock, Splice,
+    TransitionCounts,
+    cost::Between,
     pages::{Both, large_from, next_difference, run_from},
 };
 use core::ops::Range;
@@ -19,7 +35,7 @@ use core::ops::Range;
 /// use folio_split::{Change, Empty, Order, OrderSet, Pfn, PfnBlock, Transition, XArray};
 /// let block = PfnBlock::new(Pfn::new(0).unwrap(), Order::HUGE_1G).unwrap();
 /// let share = Transition::new(block, OrderSet::HUGETLB, Empty, 1000..1001);
-/// assert_eq!(share.index_delta(&XArray::LINUX).needed, 73);
+/// assert_eq!(share.delta(&XArray::LINUX).needed, 73);
 /// let mut changes = share.changes(0..block.pages());
 /// assert_eq!(changes.next(), Some(Change::Split(block)));
 /// assert_eq!(changes.next(), None);
@@ -94,6 +110,19 @@ impl<A: PageSet, B: PageSet> Transition<A, B> {
         FolioLayout::new(self.block, self.orders, &self.to)
     }
 
+    /// The same transition, reading the sets through references.
+    #[must_use]
+    pub const fn by_ref(&self) -> Transition<&A, &B> {
+        Transition { block: self.block, orders: self.orders, from: &self.from, to: &self.to }
+    }
+
+    /// The same transition as far as folios of `order` and above are concerned: what is smaller counts as single pages.
+    #[must_use]
+    pub const fn at_least(&self, order: Order) -> Transition<&A, &B> {
+        let Transition { block, orders, from, to } = self.by_ref();
+        Transition { block, orders: orders.at_least(order), from, to }
+    }
+
     /// The way back: it takes what this one gives and gives what this one takes.
     #[must_use]
     pub const fn reversed(&self) -> Transition<&B, &A> {
@@ -148,35 +177,77 @@ impl<A: PageSet, B: PageSet> Transition<A, B> {
     }
 
     /// Exact numbers of the layouts before, after and in between.
+    ///
+    /// A pass over the runs of each set; one more over both if neither set holds the other.
     #[must_use]
     pub fn counts(&self) -> TransitionCounts {
         let order = self.block.order();
-        let undivided = LayoutCounts::undivided(order, self.orders);
-        // The first share and the last unshare of a block are the most frequent by far.
-        if is_empty(&self.from, order) {
-            let to = self.to_layout().counts();
-            return TransitionCounts { from: undivided, to, between: to };
-        }
-        let from = self.from_layout().counts();
-        if is_empty(&self.to, order) {
-            return TransitionCounts { from, to: undivided, between: from };
-        }
-        let between = FolioLayout::new(self.block, self.orders, Both(&self.from, &self.to)).counts();
-        TransitionCounts { from, to: self.to_layout().counts(), between }
+        let mut counts = TransitionCounts::undivided(order, self.orders);
+        counts.from.count(&self.from, 0);
+        counts.to.count(&self.to, 0);
+        // The first share and the last unshare of a block are the most frequent; then come a few pages more, or less.
+        counts.between = if counts.from.is_undivided() || holds(&self.to, &self.from, order) {
+            Between::To
+        } else if counts.to.is_undivided() || holds(&self.from, &self.to, order) {
+            Between::From
+        } else {
+            let mut between = LayoutCounts::undivided(order, self.orders);
+            between.count(&Both(&self.from, &self.to), 0);
+            Between::Apart(between)
+        };
+        counts
     }
 
-    /// Index nodes that the splits need and the merges give back.
+    /// What one of the changes takes or gives back. Those of all changes add up to [`Transition::delta`].
+    ///
+    /// Nothing, if the transition does not make this change.
     #[must_use]
-    pub fn index_delta(&self, index: &dyn IndexModel) -> IndexDelta {
-        self.counts().index_delta(index)
+    pub fn delta_of<M: CostModel + ?Sized>(&self, change: Change, cost: &M) -> CostDelta {
+        let whole = change.whole();
+        let fine = match change {
+            Change::Split(_) if self.splits(whole) => {
+                self.to_layout().within(whole).map(|part| part.counts())
+            }
+            Change::Merge(_) if self.merges(whole) => {
+                self.from_layout().within(whole).map(|part| part.counts())
+            }
+            _ => None,
+        };
+        let undivided = LayoutCounts::undivided(whole.order(), self.orders);
+        let units = fine.map_or(0, |fine| cost.units(&fine).saturating_sub(cost.units(&undivided)));
+        match change {
+            Change::Split(_) => CostDelta { needed: units, freed: 0 },
+            Change::Merge(_) => CostDelta { needed: 0, freed: units },
+        }
+    }
+
+    /// Units of one cost that the splits need and the merges give back. For several, take the counts once.
+    #[must_use]
+    pub fn delta<M: CostModel + ?Sized>(&self, cost: &M) -> CostDelta {
+        self.counts().delta(cost)
     }
 }
 
-/// Whether a set has no member, in either sense, in a block of `order`.
-fn is_empty<S: PageSet>(set: &S, order: Order) -> bool {
+/// Whether each run of `inner` is part of one of `outer`. Says no where that would take long to find out.
+fn holds<A: PageSet, B: PageSet>(outer: &A, inner: &B, order: Order) -> bool {
     let outside = |run: Range<u64>| run.start >= order.pages();
-    run_from(set, 0).is_none_or(outside) && large_from(set, 0).is_none_or(outside)
+    if !large_from(outer, 0).is_none_or(outside) || !large_from(inner, 0).is_none_or(outside) {
+        return false;
+    }
+    let mut at = 0;
+    for _ in 0..FEW_RUNS {
+        let Some(run) = run_from(inner, at).filter(|run| run.start < order.pages()) else { return true };
+        let end = run.end.min(order.pages());
+        if run_from(outer, run.start).is_none_or(|around| around.start > run.start || around.end < end) {
+            return false;
+        }
+        at = end;
+    }
+    false
 }
+
+/// Runs that are looked up one by one.
+const FEW_RUNS: u32 = 8;
 
 /// Whether `whole` is a folio of `coarse` and in pieces in `fine`.
 fn divides<A: PageSet, B: PageSet>(coarse: &FolioLayout<A>, fine: &FolioLayout<B>, whole: PfnBlock) -> bool {
@@ -189,30 +260,6 @@ fn divides<A: PageSet, B: PageSet>(coarse: &FolioLayout<A>, fine: &FolioLayout<B
 /// The folios of `layout` inside `whole`; none if it is not part of the block.
 fn pieces<S: PageSet + Copy>(layout: FolioLayout<S>, whole: PfnBlock) -> Folios<S> {
     layout.narrowed(whole).into_folios(if layout.block().contains(whole) { 0 } else { u64::MAX })
-}
-
-/// Exact numbers of the layouts of a transition.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub struct TransitionCounts {
-    /// Before.
-    pub from: LayoutCounts,
-    /// After.
-    pub to: LayoutCounts,
-    /// When all splits are done and no merge is.
-    pub between: LayoutCounts,
-}
-
-impl TransitionCounts {
-    /// Index nodes that the splits need and the merges give back.
-    #[must_use]
-    pub fn index_delta(&self, index: &dyn IndexModel) -> IndexDelta {
-        let between = index.nodes(&self.between);
-        IndexDelta {
-            needed: between.saturating_sub(index.nodes(&self.from)),
-            freed: between.saturating_sub(index.nodes(&self.to)),
-        }
-    }
 }
 
 /// The differences between two layouts, in ascending order. See [`Transition::changes`].

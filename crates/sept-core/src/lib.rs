@@ -27,8 +27,9 @@
 //!
 //! ```
 //! use sept_core::{
-//!     Direct, Ept, EptConfig, FrameKind, FrameSlice, FrameStore, Frames, Gpa, GpaEntry, GpaRange, Hpa, Level, Plan, Scope,
-//!     SecurePageTable, Shootdown, SideWords, SliceStore, TableFrame,
+//!     Direct, Ept, EptConfig, FrameKind, FrameSlice, FrameStore, Frames, Gpa, GpaEntry,
+//!     GpaRange, Hpa, Level, Plan, Scope, SecurePageTable, Shootdown, SideWords, SliceStore,
+//!     TableFrame,
 //! };
 //! # use sept_core::{Frame, FrameSource};
 //! # struct Pool(core::cell::RefCell<Frames>);
@@ -49,10 +50,12 @@
 //! let (mut frames, mut sides) = ([TableFrame::ZERO; 8], [SideWords::ZERO; 8]);
 //! let base = Hpa::new(0x10_0000).unwrap(); // where `frames` is in physical memory
 //! // SAFETY: nothing walks this table, and the frames are used here only.
-//! let (memory, mut free) = unsafe { FrameSlice::new(base, &mut frames, &mut sides, |_, _| ()) }.unwrap();
+//! let slice = unsafe { FrameSlice::new(base, &mut frames, &mut sides, |_, _| ()) };
+//! let (memory, mut free) = slice.unwrap();
 //! let root = free.take(Level::L4K).unwrap();
 //! # let pool = Pool(core::cell::RefCell::new(free));
-//! let mut table = SecurePageTable::<Ept, _, _>::new(EptConfig::LEVELS_4, memory, Direct::new(Flush), root);
+//! type Table<'a> = SecurePageTable<Ept, FrameSlice<'a>, Direct<Flush>>;
+//! let mut table = Table::new(EptConfig::LEVELS_4, memory, Direct::new(Flush), root);
 //!
 //! // Plan, reserve, commit: three tables lead to a 2 MiB page, the root among them.
 //! let range = GpaRange::new(Gpa::new(0x4000_0000).unwrap(), 0x20_0000).unwrap();

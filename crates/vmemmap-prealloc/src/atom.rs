@@ -1,39 +1,260 @@
-//! One change of folios and vmemmap together, from freeze to thaw.
-//!
-//! Nothing in an atom sleeps or allocates. Its length is that of its whole: 1 GiB to 512 folios of 2 MiB, or one
-//! of 2 MiB to single pages, if the transition is cut with [`Transition::step`].
-//!
-//! | | split | merge |
-//! |---|---|---|
-//! | 1 | nodes and pages are checked | templates are checked |
-//! | 2 | freeze the folio | freeze the pieces |
-//! | 3 | fresh pages with the new heads are mapped, tails remapped | one head, one index entry |
-//! | 4 | flush | tails remapped |
-//! | 5 | heads, tails and index entries of the pieces | flush |
-//! | 6 | thaw the pieces | thaw the folio |
-//! | 7 | | replaced pages are released |
+//! One change of folios and vmemmap together, and how far it has come.
 
-use crate::{
-    Applied, ApplyError, VmemmapBackend,
-    commit::{check_merge, check_split},
-};
-use folio_split::{CommitError, FolioBackend, PageSet, PfnBlock, Pinned, Transition, nodes_to_split};
-use sept_core::{Class, Classify, FrameSource, FrameStore};
+use crate::{Applied, ApplyError, TailScheme, VmemmapBackend, walk::Walk};
+use folio_split::{Change, CommitError, FolioBackend, PageSet, PfnBlock, Pinned, Transition, nodes_to_split};
+use sept_core::{Class, Classify, Frame};
 
-/// What an atom did.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+/// One folio to be split or formed, for a [`Commit`](crate::Commit). Lives where the caller keeps it; several are a slice.
+///
+/// `A` and `B` are the sets of the transition, `Z` is [`FolioBackend::Frozen`]. The transition is the atom's own: where its
+/// sets are borrowed ([`Transition::by_ref`]), so is it; else it can be parked. Between two commits it can wait as long as it
+/// likes: nothing is frozen then, and it knows how far it has come.
+#[must_use = "an atom does nothing without a commit"]
+pub struct Atom<A, B, Z> {
+    transition: Transition<A, B>,
+    change: Change,
+    round: Round,
+    /// Two rounds for a merge, where the scheme asks for it.
+    patient: bool,
+    frozen: Option<Z>,
+    /// Whether this round's entries were written.
+    remapped: bool,
+}
+
+/// How far an atom has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[non_exhaustive]
-pub struct AtomDone {
-    /// What the vmemmap did.
-    pub vmemmap: Applied,
-    /// Pages given to the source.
-    pub released: u64,
-    /// Index nodes taken from the reservation.
-    pub nodes_used: u64,
-    /// Index nodes that were freed.
-    pub nodes_freed: u64,
-    /// Flushes: 1, or 0 where no entry changed.
-    pub flushes: u32,
+pub enum Round {
+    /// Nothing was done, or everything undone.
+    First,
+    /// The folios are one, and the pages of the vmemmap that it will not keep are still its own: a grace period, and then
+    /// another commit.
+    Second,
+    /// All was done.
+    Done,
+}
+
+impl<A: PageSet, B: PageSet, Z> Atom<A, B, Z> {
+    /// Splits `whole`, a folio that `transition` splits.
+    pub const fn split(transition: Transition<A, B>, whole: PfnBlock) -> Self {
+        Self::new(transition, Change::Split(whole))
+    }
+
+    /// Forms `whole`, a folio that `transition` merges to.
+    pub const fn merge(transition: Transition<A, B>, whole: PfnBlock) -> Self {
+        Self::new(transition, Change::Merge(whole))
+    }
+
+    /// Carries out one of [`Transition::changes`].
+    pub const fn new(transition: Transition<A, B>, change: Change) -> Self {
+        Self { transition, change, round: Round::First, patient: true, frozen: None, remapped: false }
+    }
+
+    /// The same in one round, on the word of [`FolioBackend::freeze`] that it waits for readers.
+    pub(crate) const fn at_once(mut self) -> Self {
+        self.patient = false;
+        self
+    }
+
+    /// The change.
+    #[must_use]
+    pub const fn change(&self) -> Change {
+        self.change
+    }
+
+    /// How far it has come.
+    #[must_use]
+    pub const fn round(&self) -> Round {
+        self.round
+    }
+
+    pub(crate) const fn block(&self) -> PfnBlock {
+        self.transition.block()
+    }
+
+    const fn whole(&self) -> PfnBlock {
+        self.change.whole()
+    }
+
+    fn walk<'v, V: VmemmapBackend + ?Sized>(&self, vmemmap: &'v V) -> Option<Walk<'v, V>> {
+        Walk::new(vmemmap, self.block(), self.whole())
+    }
+
+    /// Vmemmap pages and index nodes that this round must find in the reservation, when the transition and the zone have
+    /// been looked at. A merge needs none, but those of its first round are there in the second: it can be undone then.
+    pub(crate) fn needs<F, V>(&self, folios: &F, vmemmap: &V) -> Result<(u64, u64), AtomError>
+    where
+        F: FolioBackend + ?Sized,
+        V: VmemmapBackend + ?Sized,
+    {
+        let (whole, transition) = (self.whole(), &self.transition);
+        let walk = self.walk(vmemmap);
+        match (self.round, self.change) {
+            (Round::Done, _) => Ok((0, 0)),
+            (_, Change::Split(_)) => {
+                let nodes = nodes_to_split(folios.index(), transition, whole)?;
+                let to = transition.to_layout();
+                let Some((walk, part)) = walk.zip(to.within(whole)) else { return Ok((0, nodes)) };
+                let counts = part.counts();
+                walk.check_templates(&counts)?;
+                Ok((walk.pages(&counts), nodes))
+            }
+            (_, Change::Merge(_)) if !transition.merges(whole) => {
+                Err(CommitError::NotAMerge { whole }.into())
+            }
+            (round, change) => {
+                walk.map_or(Ok(()), |walk| walk.check_template(whole))?;
+                let first = round == Round::First;
+                Ok((0, if first { 0 } else { transition.delta_of(change, folios.index()).freed }))
+            }
+        }
+    }
+
+    pub(crate) fn freeze<F>(&mut self, folios: &F, tries: u32) -> Result<(), Pinned>
+    where
+        F: FolioBackend<Frozen = Z> + ?Sized,
+    {
+        if self.round != Round::Done && self.frozen.is_none() {
+            self.frozen = Some(folios.freeze(self.whole(), tries)?);
+        }
+        Ok(())
+    }
+
+    /// Whether this round of a merge leaves the vmemmap as it is.
+    fn waits<V: VmemmapBackend + ?Sized>(&self, vmemmap: &V) -> bool {
+        self.patient
+            && self.round == Round::First
+            && vmemmap.geometry().tails() == TailScheme::SharedWithHead
+            && self.walk(vmemmap).is_some()
+    }
+
+    /// Writes the entries of this round; of a merge, the folio and its index entry before.
+    pub(crate) fn remap<F, V>(
+        &mut self,
+        folios: &F,
+        vmemmap: &V,
+        nodes: &mut F::Nodes,
+        take: &mut dyn FnMut() -> Option<Frame>,
+    ) -> Result<(Applied, u64), ApplyError>
+    where
+        F: FolioBackend<Frozen = Z> + ?Sized,
+        V: VmemmapBackend + ?Sized,
+    {
+        let whole = self.whole();
+        let (walk, waits) = (self.walk(vmemmap), self.waits(vmemmap));
+        let Some(frozen) = &mut self.frozen else { return Ok((Applied::default(), 0)) };
+        let (mut applied, mut freed) = (Applied::default(), 0);
+        match self.change {
+            Change::Split(_) => {
+                let pieces = self.transition.split_pieces(whole);
+                if let Some(walk) = walk {
+                    applied = walk.split(pieces.clone(), take).map_err(|got| {
+                        let _ = walk.merge(pieces);
+                        let part = self.transition.to_layout().within(whole).map(|part| part.counts());
+                        let need = part.map_or(0, |counts| walk.pages(&counts));
+                        ApplyError::BrokenStore { whole, need, got }
+                    })?;
+                }
+            }
+            Change::Merge(_) => {
+                let pieces = self.transition.merge_pieces(whole);
+                if self.round == Round::First {
+                    freed = folios.merge(frozen, whole, nodes);
+                }
+                match walk {
+                    Some(walk) if waits => walk.write_tails(pieces),
+                    Some(walk) => applied = walk.merge(pieces),
+                    None => {}
+                }
+            }
+        }
+        self.remapped = true;
+        Ok((applied, freed))
+    }
+
+    /// The rest of this round, after the flush: of a split, the folios and their index entries; and the thaw.
+    pub(crate) fn finish<F, V>(&mut self, folios: &F, vmemmap: &V, nodes: &mut F::Nodes)
+    where
+        F: FolioBackend<Frozen = Z> + ?Sized,
+        V: VmemmapBackend + ?Sized,
+    {
+        let next = if self.waits(vmemmap) && matches!(self.change, Change::Merge(_)) {
+            Round::Second
+        } else {
+            Round::Done
+        };
+        let Some(mut frozen) = self.frozen.take() else { return };
+        if let Change::Split(whole) = self.change {
+            for piece in self.transition.split_pieces(whole) {
+                folios.split(&mut frozen, piece, nodes);
+            }
+        }
+        folios.thaw(frozen);
+        self.round = next;
+        self.remapped = false;
+    }
+
+    /// Thaws what was frozen and nothing else.
+    pub(crate) fn thaw<F>(&mut self, folios: &F)
+    where
+        F: FolioBackend<Frozen = Z> + ?Sized,
+    {
+        if let Some(frozen) = self.frozen.take() {
+            folios.thaw(frozen);
+        }
+    }
+
+    /// Undoes the entries of a split. Flush, then [`Atom::thaw_undone`].
+    pub(crate) fn unsplit<V: VmemmapBackend + ?Sized>(&self, vmemmap: &V) -> Applied {
+        match (self.walk(vmemmap), self.change) {
+            (Some(walk), Change::Split(whole)) if self.remapped => {
+                walk.merge(self.transition.split_pieces(whole))
+            }
+            _ => Applied::default(),
+        }
+    }
+
+    /// Undoes the entries of a merge, with the pages that it gave up, after a flush. Flush again, then
+    /// [`Atom::thaw_undone`].
+    pub(crate) fn unmerge<V: VmemmapBackend + ?Sized>(&self, vmemmap: &V, flushed: &V::Flushed) -> Applied {
+        let walk = self.walk(vmemmap).filter(|_| self.remapped && !self.waits(vmemmap));
+        match (walk, self.change) {
+            (Some(walk), Change::Merge(whole)) => {
+                let pieces = self.transition.merge_pieces(whole);
+                // The pages are there: this very merge replaced them.
+                let back = walk.split(pieces, &mut || vmemmap.take_replaced(self.block(), flushed));
+                back.unwrap_or_default()
+            }
+            _ => Applied::default(),
+        }
+    }
+
+    /// Thaws what was frozen, in the layout from before the first round.
+    pub(crate) fn thaw_undone<F>(&mut self, folios: &F, nodes: &mut F::Nodes)
+    where
+        F: FolioBackend<Frozen = Z> + ?Sized,
+    {
+        let Some(mut frozen) = self.frozen.take() else { return };
+        if let Change::Merge(whole) = self.change
+            && (self.remapped || self.round == Round::Second)
+        {
+            for piece in self.transition.merge_pieces(whole) {
+                folios.split(&mut frozen, piece, nodes);
+            }
+        }
+        folios.thaw(frozen);
+        (self.round, self.remapped) = (Round::First, false);
+    }
+}
+
+impl<A, B, Z> core::fmt::Debug for Atom<A, B, Z> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Atom")
+            .field("change", &self.change)
+            .field("round", &self.round)
+            .field("frozen", &self.frozen.is_some())
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why an atom was not carried out. Nothing has changed.
@@ -59,110 +280,4 @@ impl Classify for AtomError {
             Self::Vmemmap(error) => error.class(),
         }
     }
-}
-
-/// Splits one folio of `transition`, `whole`, as in the table above.
-///
-/// ```
-/// use folio_split::{Empty, NoFolios, Order, OrderSet, Pfn, PfnBlock, Transition};
-/// use sept_core::{Frame, FrameKind, FrameStore};
-/// use vmemmap_prealloc::{NoVmemmap, split_atom};
-///
-/// /// A host without folios and vmemmap reserves nothing.
-/// struct Nothing;
-/// impl FrameStore for Nothing {
-///     fn put(&mut self, _: FrameKind, frame: Frame) -> Result<(), Frame> { Err(frame) }
-///     fn get(&mut self, _: FrameKind) -> Option<Frame> { None }
-///     fn count(&self, _: FrameKind) -> u32 { 0 }
-/// }
-///
-/// let block = PfnBlock::new(Pfn::new(0).unwrap(), Order::HUGE_1G).unwrap();
-/// let share = Transition::new(block, OrderSet::HUGETLB, Empty, 0..1);
-/// let done = split_atom(&NoFolios::new(), &NoVmemmap::new(), &share, block, 1, &mut (), &mut Nothing)?;
-/// assert_eq!(done.flushes, 0);
-/// # Ok::<(), vmemmap_prealloc::AtomError>(())
-/// ```
-///
-/// # Errors
-///
-/// [`AtomError::Pinned`] with the first page somebody holds, or what the transition, the reservation or the zone
-/// lacks. Folios, index and mappings are as before, and nothing was taken from `store` or `nodes`; except that what a
-/// store gave that does not give all it counts ([`ApplyError::BrokenStore`]) waits for
-/// [`VmemmapBackend::release`] after another flush.
-pub fn split_atom<F, V, A, B>(
-    folios: &F,
-    vmemmap: &V,
-    transition: &Transition<A, B>,
-    whole: PfnBlock,
-    tries: u32,
-    nodes: &mut F::Nodes,
-    store: &mut dyn FrameStore,
-) -> Result<AtomDone, AtomError>
-where
-    F: FolioBackend + ?Sized,
-    V: VmemmapBackend + ?Sized,
-    A: PageSet,
-    B: PageSet,
-{
-    let (need, have) = (nodes_to_split(folios.index(), transition, whole)?, folios.nodes_left(nodes));
-    if have < need {
-        return Err(CommitError::Nodes { whole, need, have }.into());
-    }
-    let split = check_split(vmemmap, transition, whole, store)?;
-    let mut frozen = folios.freeze(whole, tries)?;
-    let applied = split.run(transition.split_pieces(whole), store);
-    let flushes = u32::from(!matches!(applied, Ok(applied) if applied.entry_writes() == 0));
-    if flushes > 0 {
-        // A split replaces no page; what a broken store gave waits for a later flush.
-        let _ = vmemmap.flush();
-    }
-    let applied = match applied {
-        Ok(applied) => applied,
-        Err(error) => {
-            folios.thaw(frozen);
-            return Err(error.into());
-        }
-    };
-    for piece in transition.split_pieces(whole) {
-        folios.split(&mut frozen, piece, nodes);
-    }
-    folios.thaw(frozen);
-    let nodes_used = have.saturating_sub(folios.nodes_left(nodes));
-    Ok(AtomDone { vmemmap: applied, flushes, nodes_used, ..AtomDone::default() })
-}
-
-/// Merges into one folio of `transition`, `whole`, as in the table above, and gives the replaced pages to `source`.
-///
-/// # Errors
-///
-/// [`AtomError::Pinned`] with the first page somebody holds, or what the transition or the zone lacks. Folios, index
-/// and mappings are as before.
-pub fn merge_atom<F, V, A, B>(
-    folios: &F,
-    vmemmap: &V,
-    transition: &Transition<A, B>,
-    whole: PfnBlock,
-    tries: u32,
-    source: &dyn FrameSource,
-) -> Result<AtomDone, AtomError>
-where
-    F: FolioBackend + ?Sized,
-    V: VmemmapBackend + ?Sized,
-    A: PageSet,
-    B: PageSet,
-{
-    let merge = check_merge(vmemmap, transition, whole)?;
-    let mut frozen = folios.freeze(whole, tries)?;
-    let nodes_freed = folios.merge(&mut frozen, whole);
-    let applied = merge.run(transition.merge_pieces(whole));
-    let mut done = AtomDone { vmemmap: applied, nodes_freed, ..AtomDone::default() };
-    if applied.entry_writes() == 0 {
-        folios.thaw(frozen);
-        return Ok(done);
-    }
-    let flushed = vmemmap.flush();
-    done.flushes = 1;
-    folios.thaw(frozen);
-    done.released = vmemmap.release(transition.block(), &flushed, source);
-    Ok(done)
 }

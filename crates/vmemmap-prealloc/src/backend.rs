@@ -9,17 +9,18 @@
 //! * own to tail, or tail to another tail: [`map_tail`](VmemmapBackend::map_tail). A page that was the block's own
 //!   stays with the backend: other CPUs may still read it, and even count references in it;
 //! * after [`flush`](VmemmapBackend::flush) nobody sees an entry as it was, and
-//!   [`release`](VmemmapBackend::release) gives the pages up.
+//!   [`take_replaced`](VmemmapBackend::take_replaced) gives the pages up.
 //!
 //! Every folio involved is frozen from before the first change until after the flush. So it does not matter which
 //! of the two states of an entry a reader sees, nor in which order entries change: each head it can find, old or
 //! new, has reference count 0, and it gets no reference. That is invariant I9. A reader that saw a count above 0 just
 //! before must have made its attempt when a head becomes a tail: [`FolioBackend::freeze`](folio_split::FolioBackend::freeze)
-//! waits for it.
+//! waits for it, or a grace period has passed since the head became a tail in its own, still writable page
+//! ([`write_tails`](VmemmapBackend::write_tails)).
 
-use crate::{Geometry, Tail};
+use crate::{Geometry, NumaNode, Tail};
 use folio_split::PfnBlock;
-use sept_core::{Frame, FrameSource};
+use sept_core::Frame;
 
 /// One page of the vmemmap: the `index`-th of those that describe `block`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -35,6 +36,9 @@ pub struct VmemmapPage {
 ///
 /// The caller holds the claim of the block: no two calls concern the same block at the same time. No call but
 /// [`add_table`](Self::add_table) and [`add_template`](Self::add_template) may sleep or allocate.
+///
+/// The methods with a body are right for a host whose tails are shared with the head, or that has no optimization at all:
+/// no templates, all page tables in place, one NUMA node.
 pub trait VmemmapBackend {
     /// A fresh page that nobody sees yet. Dropping it leaks its memory.
     type Fresh;
@@ -45,31 +49,49 @@ pub trait VmemmapBackend {
     /// The sizes.
     fn geometry(&self) -> Geometry;
 
+    /// The NUMA node that the vmemmap pages of the block are to come from.
+    fn node_of(&self, block: PfnBlock) -> NumaNode {
+        let _ = block;
+        NumaNode::default()
+    }
+
     /// Whether tail pages of the block are shared: its own pages are exactly those that its layout needs.
     fn is_optimized(&self, block: PfnBlock) -> bool;
 
-    /// Records whether tail pages of the block are shared. Set before the first entry changes.
+    /// Records whether tail pages of the block are shared: set before the first entry changes, cleared after the flush.
     fn set_optimized(&self, block: PfnBlock, optimized: bool);
 
     /// Whether the zone of `near` has this template. True for a [`Tail`] that is no template.
-    fn has_template(&self, near: PfnBlock, tail: Tail) -> bool;
+    fn has_template(&self, near: PfnBlock, tail: Tail) -> bool {
+        let _ = near;
+        matches!(tail, Tail::HeadPage(_))
+    }
 
     /// Fills a page with tails and makes it the template of the zone, for good.
     ///
     /// # Errors
     ///
-    /// The zone has one (somebody was faster): the page comes back.
-    fn add_template(&self, near: PfnBlock, tail: Tail, page: Frame) -> Result<(), Frame>;
+    /// The zone has one (somebody was faster), or needs none: the page comes back.
+    fn add_template(&self, near: PfnBlock, tail: Tail, page: Frame) -> Result<(), Frame> {
+        let _ = (near, tail);
+        Err(page)
+    }
 
     /// Page tables missing for the block: pieces of its vmemmap that are still mapped by a larger entry.
-    fn tables_missing(&self, block: PfnBlock) -> u32;
+    fn tables_missing(&self, block: PfnBlock) -> u32 {
+        let _ = block;
+        0
+    }
 
     /// Fills a page with the entries that stand for a larger one, and replaces that one by it.
     ///
     /// # Errors
     ///
     /// No table is missing: the page comes back.
-    fn add_table(&self, block: PfnBlock, table: Frame) -> Result<(), Frame>;
+    fn add_table(&self, block: PfnBlock, table: Frame) -> Result<(), Frame> {
+        let _ = block;
+        Err(table)
+    }
 
     /// Copies what the entry at `at` shows now into `page`.
     fn prepare(&self, at: VmemmapPage, page: Frame) -> Self::Fresh;
@@ -78,20 +100,26 @@ pub trait VmemmapBackend {
     /// tails.
     fn write_folio(&self, fresh: &mut Self::Fresh, folio: PfnBlock);
 
-    /// Maps the fresh page at `at`, writable, which was a tail.
+    /// Writes the tails of `folio`, which is frozen, in a page that is the block's own and beyond those that the folio
+    /// keeps: what were heads there, with reference count 0, are tails afterwards.
+    ///
+    /// Called between the two rounds of a merge where tails are shared with the head, and never by other hosts.
+    fn write_tails(&self, at: VmemmapPage, folio: PfnBlock);
+
+    /// Maps the fresh page at `at`, writable, which was a tail. If it was the block's own all the same (a merge was left
+    /// half done), the backend keeps the page that was there, as [`map_tail`](Self::map_tail) does.
     fn map_own(&self, at: VmemmapPage, fresh: Self::Fresh);
 
     /// Maps `tail` at `at`, read-only. If the page there was the block's own, the backend keeps it for
-    /// [`release`](Self::release).
+    /// [`take_replaced`](Self::take_replaced).
     fn map_tail(&self, at: VmemmapPage, tail: Tail);
 
     /// Drops every translation of the vmemmap that was changed, on all CPUs, and returns when that is done.
     #[must_use = "replaced pages are given up against this proof"]
     fn flush(&self) -> Self::Flushed;
 
-    /// Gives the pages of `block` that were replaced before the flush to `to`, as [`FrameKind::Vmemmap`](sept_core::FrameKind). Returns
-    /// how many.
-    fn release(&self, block: PfnBlock, flushed: &Self::Flushed, to: &dyn FrameSource) -> u64;
+    /// Gives up one of the pages of `block` that were replaced before the flush; `None` if no more are left.
+    fn take_replaced(&self, block: PfnBlock, flushed: &Self::Flushed) -> Option<Frame>;
 }
 
 /// A host without the optimization: every page of the vmemmap is its block's own, always.
@@ -125,23 +153,13 @@ impl VmemmapBackend for NoVmemmap {
         true
     }
 
-    fn add_template(&self, _near: PfnBlock, _tail: Tail, page: Frame) -> Result<(), Frame> {
-        Err(page)
-    }
-
-    fn tables_missing(&self, _block: PfnBlock) -> u32 {
-        0
-    }
-
-    fn add_table(&self, _block: PfnBlock, table: Frame) -> Result<(), Frame> {
-        Err(table)
-    }
-
     fn prepare(&self, _at: VmemmapPage, page: Frame) -> Frame {
         page
     }
 
     fn write_folio(&self, _fresh: &mut Frame, _folio: PfnBlock) {}
+
+    fn write_tails(&self, _at: VmemmapPage, _folio: PfnBlock) {}
 
     fn map_own(&self, _at: VmemmapPage, _fresh: Frame) {}
 
@@ -149,7 +167,7 @@ impl VmemmapBackend for NoVmemmap {
 
     fn flush(&self) {}
 
-    fn release(&self, _block: PfnBlock, _flushed: &(), _to: &dyn FrameSource) -> u64 {
-        0
+    fn take_replaced(&self, _block: PfnBlock, _flushed: &()) -> Option<Frame> {
+        None
     }
 }

@@ -1,337 +1,309 @@
-//! Changing the mapping inside one frozen atom.
+//! Several changes under one freeze, with one flush.
 //!
-//! Both functions check everything before the first write; after it they cannot fail, provided the store hands out
-//! what it said it has. They neither flush nor thaw: the caller does, in this order.
+//! Nothing between freeze and thaw sleeps, allocates or yields, so the length of a commit is that of all its atoms: a caller
+//! chooses how many it takes at once, and cuts long transitions with [`Transition::step`](folio_split::Transition::step).
+//! The types are the order of the calls:
+//!
+//! | | split | merge |
+//! |---|---|---|
+//! | [`Commit::freeze`] | nodes, pages and templates are checked, the folio is frozen | templates are checked, the pieces are frozen |
+//! | [`Commit::remap`] | copies with the new heads are mapped, tails remapped | one head, one index entry; tails remapped |
+//! | [`Remapped::finish`] | flush; heads, tails and index entries of the pieces; thaw | flush; thaw |
+//! | [`Thawed::release`] | | replaced pages are released |
+//!
+//! [`Commit::cancel`] and [`Remapped::cancel`] bring back the folios from before, without memory: a merge that is undone takes the
+//! pages that it replaced from the backend, and the index nodes that it freed from the reservation.
+//!
+//! # Two rounds
+//!
+//! A head that becomes a tail in a read-only page must not be one that a reader is about to take a reference on. With
+//! templates, [`FolioBackend::freeze`] waits for such readers: they are a few instructions away. Where tails are shared with
+//! the head ([`TailScheme::SharedWithHead`](crate::TailScheme)), readers are inside RCU sections of any length, and a wait for
+//! them is no wait for a freeze. There, the first commit of a merge makes the folios one, and writes the former heads
+//! as tails in their own pages, which stay; the caller waits for a grace period, with nothing frozen; the second
+//! commit of the same atoms, with the same reservation, maps the tails. [`Thawed::waits`] and [`Atom::round`] tell. If the
+//! second round does not come, the block has more pages of its own than its layout needs; they come back when the folio
+//! is split again.
 
-use crate::{Tail, VmemmapBackend, walk::Walk};
-use folio_split::{FolioLayout, Folios, PageSet, PfnBlock, Transition};
-use sept_core::{Class, Classify, FrameKind, FrameStore};
+use crate::{Applied, ApplyError, Atom, AtomError, Reserved, Round, VmemmapBackend};
+use core::fmt;
+use folio_split::{CommitError, FolioBackend, PageSet};
+use sept_core::{Class, Classify, FrameKind, FrameSource};
 
-/// What a change of the vmemmap did.
+/// What a commit did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
 #[non_exhaustive]
-#[must_use = "replaced pages wait for a flush"]
-pub struct Applied {
-    /// Pages taken from the store and mapped.
-    pub fresh: u64,
-    /// Pages that wait with the backend for a flush and [`VmemmapBackend::release`].
-    pub replaced: u64,
-    /// Entries that changed what they map without a page being taken or replaced.
-    pub rewrites: u64,
+pub struct AtomDone {
+    /// What the vmemmap did.
+    pub vmemmap: Applied,
+    /// Pages that were released after the flush.
+    pub released: u64,
+    /// Index nodes taken from the reservation.
+    pub nodes_used: u64,
+    /// Index nodes that were freed: they are in the reservation.
+    pub nodes_freed: u64,
+    /// Flushes: 1, or 0 where no entry changed.
+    pub flushes: u32,
 }
 
-impl Applied {
-    /// Entries written. A flush is due unless it is 0.
-    #[must_use]
-    pub const fn entry_writes(&self) -> u64 {
-        self.fresh.saturating_add(self.replaced).saturating_add(self.rewrites)
-    }
-}
-
-/// Why a change of the vmemmap was not made. Every `struct page` is mapped as before.
+/// Why a commit was refused. Folios, index and mappings are as before, and nothing was taken from the reservation; except
+/// for [`ApplyError::BrokenStore`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ApplyError {
-    /// The transition does not split this block.
-    #[error("{whole} is no folio that the transition splits")]
-    NotASplit {
-        /// The block.
-        whole: PfnBlock,
-    },
-    /// The transition does not merge into this block.
-    #[error("{whole} is no folio that the transition merges to")]
-    NotAMerge {
-        /// The block.
-        whole: PfnBlock,
-    },
-    /// The store has too few pages for the vmemmap.
-    #[error("splitting {whole} takes {need} vmemmap pages, {have} are reserved")]
-    Short {
-        /// The folio to be split.
-        whole: PfnBlock,
-        /// Pages it takes.
-        need: u64,
-        /// Pages in the store.
-        have: u64,
-    },
-    /// The zone lacks a template.
-    #[error("the zone of {whole} has no template for {tail:?}")]
-    NoTemplate {
-        /// The folio to be split or formed.
-        whole: PfnBlock,
-        /// The template.
-        tail: Tail,
-    },
-    /// A page table is missing: the block was never optimized.
-    #[error("{missing} page tables of the vmemmap of {block} are missing")]
-    NoTable {
-        /// The block.
-        block: PfnBlock,
-        /// How many.
-        missing: u32,
-    },
-    /// The store said it had enough pages and did not give them. The pages it gave are replaced pages now.
-    #[error("splitting {whole} takes {need} vmemmap pages, the store gave {got}")]
-    BrokenStore {
-        /// The folio to be split.
-        whole: PfnBlock,
-        /// Pages it takes.
-        need: u64,
-        /// Pages the store gave.
-        got: u64,
-    },
+#[error("atom {position}: {error}")]
+#[expect(clippy::exhaustive_structs, reason = "a place and a reason")]
+pub struct Refused {
+    /// Which atom of the slice, from 0.
+    pub position: usize,
+    /// Why.
+    #[source]
+    pub error: AtomError,
 }
 
-impl Classify for ApplyError {
+impl Classify for Refused {
     fn class(&self) -> Class {
-        Class::Caller
+        self.error.class()
     }
 }
 
-/// Vmemmap pages that splitting `whole` takes: what [`apply_split`] asks of its store. 0 for a block that is not
-/// optimized.
-///
-/// # Errors
-///
-/// [`ApplyError::NotASplit`].
-pub fn pages_to_split<V, A, B>(
-    backend: &V,
-    transition: &Transition<A, B>,
-    whole: PfnBlock,
-) -> Result<u64, ApplyError>
+/// The host and the atoms of a commit, through all its phases.
+struct Parts<'a, F: FolioBackend + ?Sized, V: ?Sized, A, B> {
+    folios: &'a F,
+    vmemmap: &'a V,
+    atoms: &'a mut [Atom<A, B, F::Frozen>],
+    reserved: Reserved<'a, F::Nodes>,
+    done: AtomDone,
+}
+
+/// Atoms whose folios are frozen. Nothing else has changed.
+#[must_use = "dropping it leaves the folios frozen"]
+pub struct Commit<'a, F: FolioBackend + ?Sized, V: VmemmapBackend + ?Sized, A, B>(Parts<'a, F, V, A, B>);
+
+/// Atoms whose entries were written, and not flushed yet.
+#[must_use = "dropping it leaves the folios frozen, and a flush undone"]
+pub struct Remapped<'a, F: FolioBackend + ?Sized, V: VmemmapBackend + ?Sized, A, B>(Parts<'a, F, V, A, B>);
+
+/// Atoms that were carried out or undone; nothing is frozen any more.
+#[must_use = "dropping it leaves replaced pages with the backend, until the next commit of the block"]
+pub struct Thawed<'a, F: FolioBackend + ?Sized, V: VmemmapBackend + ?Sized, A, B> {
+    parts: Parts<'a, F, V, A, B>,
+    flushed: Option<V::Flushed>,
+}
+
+impl<'a, F, V, A, B> Commit<'a, F, V, A, B>
 where
+    F: FolioBackend + ?Sized,
     V: VmemmapBackend + ?Sized,
     A: PageSet,
     B: PageSet,
 {
-    let to = transition.to_layout();
-    let part =
-        to.within(whole).filter(|_| transition.splits(whole)).ok_or(ApplyError::NotASplit { whole })?;
-    if !backend.is_optimized(transition.block()) {
-        return Ok(0);
-    }
-    let geometry = backend.geometry();
-    Ok(geometry.own_pages(&part.counts()).saturating_sub(geometry.kept(whole.order())))
-}
-
-/// Gives each piece of `whole` the `struct page`s it needs, from exactly the planned pages of `store`.
-///
-/// `whole` is frozen. Flush before writing to a piece's `struct page`s, and before thawing.
-///
-/// # Errors
-///
-/// [`ApplyError::NotASplit`], [`ApplyError::Short`], [`ApplyError::NoTemplate`]: nothing has changed.
-/// [`ApplyError::BrokenStore`]: the same `struct page`s are mapped as before, but flush before thawing.
-pub fn apply_split<V, A, B>(
-    backend: &V,
-    transition: &Transition<A, B>,
-    whole: PfnBlock,
-    store: &mut dyn FrameStore,
-) -> Result<Applied, ApplyError>
-where
-    V: VmemmapBackend + ?Sized,
-    A: PageSet,
-    B: PageSet,
-{
-    check_split(backend, transition, whole, store)?.run(transition.split_pieces(whole), store)
-}
-
-/// Lets the pieces of `whole` share tail pages as one folio. Its first pages stay; the others wait with the backend.
-///
-/// `whole` is frozen, and its head is written ([`folio_split::commit_merge`]). Flush before thawing, and
-/// [`release`](VmemmapBackend::release) after the flush.
-///
-/// # Errors
-///
-/// [`ApplyError::NotAMerge`], [`ApplyError::NoTemplate`]: nothing has changed.
-pub fn apply_merge<V, A, B>(
-    backend: &V,
-    transition: &Transition<A, B>,
-    whole: PfnBlock,
-) -> Result<Applied, ApplyError>
-where
-    V: VmemmapBackend + ?Sized,
-    A: PageSet,
-    B: PageSet,
-{
-    Ok(check_merge(backend, transition, whole)?.run(transition.merge_pieces(whole)))
-}
-
-/// Lets a block whose vmemmap is all its own share the tail pages of its layout. All its folios are frozen.
-///
-/// No page is allocated: each folio keeps its first pages. Flush before thawing, and release after the flush.
-///
-/// # Errors
-///
-/// [`ApplyError::NoTable`], [`ApplyError::NoTemplate`]: nothing has changed.
-pub fn optimize<V, S>(backend: &V, layout: &FolioLayout<S>) -> Result<Applied, ApplyError>
-where
-    V: VmemmapBackend + ?Sized,
-    S: PageSet,
-{
-    let block = layout.block();
-    if backend.is_optimized(block) {
-        return Ok(Applied::default());
-    }
-    let missing = backend.tables_missing(block);
-    if missing > 0 {
-        return Err(ApplyError::NoTable { block, missing });
-    }
-    let walk = Walk::of(backend, block, block);
-    walk.check_templates(&layout.counts())?;
-    backend.set_optimized(block, true);
-    let mapped = walk.each_tail(layout.folios(0), |at, folio, _| {
-        backend.map_tail(at, walk.geometry.tail_of(block, folio));
-        Ok::<(), u64>(())
-    });
-    let (Ok(replaced) | Err(replaced)) = mapped;
-    Ok(Applied { replaced, ..Applied::default() })
-}
-
-/// Vmemmap pages that [`restore`] takes; 0 for a block that is not optimized.
-#[must_use]
-pub fn pages_to_restore<V, S>(backend: &V, layout: &FolioLayout<S>) -> u64
-where
-    V: VmemmapBackend + ?Sized,
-    S: PageSet,
-{
-    let optimized = backend.is_optimized(layout.block());
-    if optimized { backend.geometry().all_tail_pages(&layout.counts()) } else { 0 }
-}
-
-/// Gives a block every page of its vmemmap back, in the layout it has: the opposite of [`optimize`].
-///
-/// No transition needs it, they go from layout to layout directly; it is for a block that leaves the optimization, to
-/// be unplugged or given to an owner who writes to tails. All folios of the block are frozen. Flush before thawing.
-///
-/// # Errors
-///
-/// [`ApplyError::Short`]: nothing has changed. [`ApplyError::BrokenStore`]: the same `struct page`s are mapped as
-/// before, but flush before thawing.
-pub fn restore<V, S>(
-    backend: &V,
-    layout: &FolioLayout<S>,
-    store: &mut dyn FrameStore,
-) -> Result<Applied, ApplyError>
-where
-    V: VmemmapBackend + ?Sized,
-    S: PageSet,
-{
-    let whole = layout.block();
-    let (need, have) = (pages_to_restore(backend, layout), u64::from(store.count(FrameKind::Vmemmap)));
-    if have < need {
-        return Err(ApplyError::Short { whole, need, have });
-    }
-    if !backend.is_optimized(whole) {
-        return Ok(Applied::default());
-    }
-    let walk = Walk::of(backend, whole, whole);
-    let restored = walk.each_tail(layout.folios(0), |at, folio, fresh| {
-        let page = store.get(FrameKind::Vmemmap).ok_or(fresh)?;
-        let mut page = backend.prepare(at, page);
-        backend.write_folio(&mut page, folio);
-        backend.map_own(at, page);
-        Ok(())
-    });
-    match restored {
-        Ok(fresh) => {
-            backend.set_optimized(whole, false);
-            Ok(Applied { fresh, ..Applied::default() })
+    /// Checks that `atoms` can be carried out from `reserved`, and freezes all their folios, or none. Atoms that are done
+    /// already are passed over. No two atoms may concern the same pages.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`]: what the transition, the reservation or the zone lacks, or the first page that somebody holds after
+    /// `tries` attempts ([`AtomError::Pinned`]). Nothing has changed.
+    pub fn freeze(
+        folios: &'a F,
+        vmemmap: &'a V,
+        atoms: &'a mut [Atom<A, B, F::Frozen>],
+        reserved: Reserved<'a, F::Nodes>,
+        tries: u32,
+    ) -> Result<Self, Refused> {
+        let (have_pages, have_nodes) =
+            (u64::from(reserved.pages.count(FrameKind::Vmemmap)), folios.nodes_left(reserved.nodes));
+        let (mut pages, mut nodes) = (0_u64, 0_u64);
+        for (position, atom) in atoms.iter().enumerate() {
+            let refused = |error| Refused { position, error };
+            let needs = atom.needs(folios, vmemmap).map_err(refused)?;
+            (pages, nodes) = (pages.saturating_add(needs.0), nodes.saturating_add(needs.1));
+            let whole = atom.change().whole();
+            if nodes > have_nodes {
+                let short = CommitError::Nodes { whole, need: nodes, have: have_nodes };
+                return Err(refused(short.into()));
+            }
+            if pages > have_pages {
+                let short = ApplyError::Short { whole, need: pages, have: have_pages };
+                return Err(refused(short.into()));
+            }
         }
-        Err(got) => {
-            let geometry = walk.geometry;
-            let _ = walk.each_tail(layout.folios(0), |at, folio, done| {
-                if done == got {
-                    return Err(done);
+        let frozen = atoms.iter_mut().map(|atom| atom.freeze(folios, tries));
+        let pinned = frozen.enumerate().find_map(|(position, frozen)| Some((position, frozen.err()?)));
+        if let Some((position, pinned)) = pinned {
+            atoms.iter_mut().for_each(|atom| atom.thaw(folios));
+            return Err(Refused { position, error: pinned.into() });
+        }
+        Ok(Self(Parts { folios, vmemmap, atoms, reserved, done: AtomDone::default() }))
+    }
+
+    /// Writes all entries, with exactly the planned pages of the reservation.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::BrokenStore`]: the store does not give what it said it had. All was undone and thawed.
+    pub fn remap(mut self) -> Result<Remapped<'a, F, V, A, B>, Refused> {
+        let Parts { folios, vmemmap, atoms, reserved, done } = &mut self.0;
+        for (position, atom) in atoms.iter_mut().enumerate() {
+            let mut take = || reserved.pages.get(FrameKind::Vmemmap);
+            match atom.remap(*folios, *vmemmap, reserved.nodes, &mut take) {
+                Ok((applied, freed)) => {
+                    done.vmemmap = done.vmemmap.plus(applied);
+                    done.nodes_freed = done.nodes_freed.saturating_add(freed);
                 }
-                backend.map_tail(at, geometry.tail_of(whole, folio));
-                Ok(())
-            });
-            Err(ApplyError::BrokenStore { whole, need, got })
+                Err(error) => {
+                    // The entries of this atom are as before, and were written.
+                    done.vmemmap.rewrites = done.vmemmap.rewrites.saturating_add(1);
+                    let _ = Remapped(self.0).cancel();
+                    return Err(Refused { position, error: error.into() });
+                }
+            }
         }
+        Ok(Remapped(self.0))
+    }
+
+    /// Thaws everything. A merge that stands between its two rounds is undone: its folios are what they were before.
+    pub fn cancel(mut self) -> Thawed<'a, F, V, A, B> {
+        self.0.thaw_undone();
+        Thawed { parts: self.0, flushed: None }
     }
 }
 
-/// A split that has all it takes.
-pub(crate) struct Split<'a, V: ?Sized> {
-    /// `None` if no entry changes.
-    walk: Option<Walk<'a, V>>,
-    need: u64,
-}
-
-/// Checks a split of `whole` against the transition, the store and the zone.
-pub(crate) fn check_split<'a, V, A, B>(
-    backend: &'a V,
-    transition: &Transition<A, B>,
-    whole: PfnBlock,
-    store: &dyn FrameStore,
-) -> Result<Split<'a, V>, ApplyError>
+impl<'a, F, V, A, B> Remapped<'a, F, V, A, B>
 where
+    F: FolioBackend + ?Sized,
     V: VmemmapBackend + ?Sized,
     A: PageSet,
     B: PageSet,
 {
-    let to = transition.to_layout();
-    let part =
-        to.within(whole).filter(|_| transition.splits(whole)).ok_or(ApplyError::NotASplit { whole })?;
-    let Some(walk) = Walk::new(backend, transition.block(), whole) else {
-        return Ok(Split { walk: None, need: 0 });
-    };
-    let counts = part.counts();
-    let need = walk.geometry.own_pages(&counts).saturating_sub(walk.geometry.kept(whole.order()));
-    let have = u64::from(store.count(FrameKind::Vmemmap));
-    if have < need {
-        return Err(ApplyError::Short { whole, need, have });
+    /// Flushes, completes the splits and thaws everything. Cannot fail.
+    pub fn finish(mut self) -> Thawed<'a, F, V, A, B> {
+        let flushed = self.0.flush();
+        let Parts { folios, vmemmap, atoms, reserved, done } = &mut self.0;
+        let have = folios.nodes_left(reserved.nodes);
+        for atom in atoms.iter_mut() {
+            atom.finish(*folios, *vmemmap, reserved.nodes);
+        }
+        done.nodes_used = have.saturating_sub(folios.nodes_left(reserved.nodes));
+        Thawed { parts: self.0, flushed }
     }
-    walk.check_templates(&counts)?;
-    Ok(Split { walk: Some(walk), need })
+
+    /// Undoes everything and thaws. Cannot fail, and takes nothing from anybody. A merge in its second round is undone as far as
+    /// its first.
+    ///
+    /// The same atoms may be committed again.
+    pub fn cancel(mut self) -> Thawed<'a, F, V, A, B> {
+        let mut back = Applied::default();
+        for atom in self.0.atoms.iter() {
+            back = back.plus(atom.unsplit(self.0.vmemmap));
+        }
+        self.0.done.vmemmap = self.0.done.vmemmap.plus(back);
+        let mut flushed = self.0.flush();
+        if let Some(proof) = &flushed {
+            let mut back = Applied::default();
+            for atom in self.0.atoms.iter() {
+                back = back.plus(atom.unmerge(self.0.vmemmap, proof));
+            }
+            if back.entry_writes() > 0 {
+                self.0.done.vmemmap = self.0.done.vmemmap.plus(back);
+                flushed = self.0.flush();
+            }
+        }
+        self.0.thaw_undone();
+        Thawed { parts: self.0, flushed }
+    }
 }
 
-impl<V: VmemmapBackend + ?Sized> Split<'_, V> {
-    /// Carries it out. Fails only for a store that does not give what it counted.
-    pub(crate) fn run<S: PageSet + Copy>(
-        self,
-        pieces: Folios<S>,
-        store: &mut dyn FrameStore,
-    ) -> Result<Applied, ApplyError> {
-        let Some(walk) = self.walk else { return Ok(Applied::default()) };
-        walk.split(pieces.clone(), store).map_err(|got| {
-            let _ = walk.merge(pieces);
-            ApplyError::BrokenStore { whole: walk.whole, need: self.need, got }
+impl<F, V, A, B> Parts<'_, F, V, A, B>
+where
+    F: FolioBackend + ?Sized,
+    V: VmemmapBackend + ?Sized,
+    A: PageSet,
+    B: PageSet,
+{
+    fn flush(&mut self) -> Option<V::Flushed> {
+        if self.done.vmemmap.entry_writes() == 0 {
+            return None;
+        }
+        self.done.flushes = self.done.flushes.saturating_add(1);
+        Some(self.vmemmap.flush())
+    }
+
+    fn thaw_undone(&mut self) {
+        for atom in self.atoms.iter_mut() {
+            atom.thaw_undone(self.folios, self.reserved.nodes);
+        }
+    }
+}
+
+impl<F, V, A, B> Thawed<'_, F, V, A, B>
+where
+    F: FolioBackend + ?Sized,
+    V: VmemmapBackend + ?Sized,
+    A: PageSet,
+    B: PageSet,
+{
+    /// Atoms that a grace period and another commit are due for.
+    #[must_use]
+    pub fn waits(&self) -> usize {
+        self.parts.atoms.iter().filter(|atom| atom.round() == Round::Second).count()
+    }
+
+    /// Gives the replaced pages to `source`.
+    pub fn release(self, source: &dyn FrameSource) -> AtomDone {
+        self.replaced(|_, frame| source.give(FrameKind::Vmemmap, frame))
+    }
+
+    /// Gives the replaced pages to the reservation, which can undo everything with them; those that it has no room for to
+    /// `source`.
+    pub fn keep(self, source: &dyn FrameSource) -> AtomDone {
+        self.replaced(|reserved, frame| {
+            if let Err(frame) = reserved.pages.put(FrameKind::Vmemmap, frame) {
+                source.give(FrameKind::Vmemmap, frame);
+            }
         })
     }
-}
 
-/// A merge that has all it takes.
-pub(crate) struct Merge<'a, V: ?Sized> {
-    /// `None` if no entry changes.
-    walk: Option<Walk<'a, V>>,
-}
-
-/// Checks a merge into `whole` against the transition and the zone.
-pub(crate) fn check_merge<'a, V, A, B>(
-    backend: &'a V,
-    transition: &Transition<A, B>,
-    whole: PfnBlock,
-) -> Result<Merge<'a, V>, ApplyError>
-where
-    V: VmemmapBackend + ?Sized,
-    A: PageSet,
-    B: PageSet,
-{
-    if !transition.merges(whole) {
-        return Err(ApplyError::NotAMerge { whole });
+    /// Leaves them with the backend.
+    pub(crate) fn leave(self) -> AtomDone {
+        self.parts.done
     }
-    let walk = Walk::new(backend, transition.block(), whole);
-    if let Some(walk) = &walk {
-        walk.check_template(whole)?;
+
+    fn replaced(mut self, mut give: impl FnMut(&mut Reserved<'_, F::Nodes>, sept_core::Frame)) -> AtomDone {
+        let Parts { vmemmap, atoms, reserved, done, .. } = &mut self.parts;
+        let Some(flushed) = self.flushed else { return *done };
+        for atom in atoms.iter() {
+            let block = atom.block();
+            // A block has no more pages than that; a backend that goes on for ever is broken.
+            for _ in 0..vmemmap.geometry().vmemmap_pages(block.order()).saturating_mul(2) {
+                let Some(frame) = vmemmap.take_replaced(block, &flushed) else { break };
+                give(reserved, frame);
+                done.released = done.released.saturating_add(1);
+            }
+        }
+        *done
     }
-    Ok(Merge { walk })
 }
 
-impl<V: VmemmapBackend + ?Sized> Merge<'_, V> {
-    /// Carries it out.
-    pub(crate) fn run<S: PageSet>(self, pieces: Folios<S>) -> Applied {
-        self.walk.map_or_else(Applied::default, |walk| walk.merge(pieces))
+impl<F: FolioBackend + ?Sized, V: ?Sized, A, B> fmt::Debug for Parts<'_, F, V, A, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Commit").field("atoms", &self.atoms).field("done", &self.done).finish_non_exhaustive()
+    }
+}
+
+impl<F: FolioBackend + ?Sized, V: VmemmapBackend + ?Sized, A, B> fmt::Debug for Commit<'_, F, V, A, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<F: FolioBackend + ?Sized, V: VmemmapBackend + ?Sized, A, B> fmt::Debug for Remapped<'_, F, V, A, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<F: FolioBackend + ?Sized, V: VmemmapBackend + ?Sized, A, B> fmt::Debug for Thawed<'_, F, V, A, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.parts.fmt(f)
     }
 }

@@ -4,7 +4,7 @@
 //! order 7 or above has whole pages of the vmemmap that hold nothing but tails. Those need not exist: their entries
 //! map, read-only, a page with the same content (Linux mm/hugetlb_vmemmap.c; Documentation/mm/vmemmap_dedup.rst).
 
-use folio_split::{LayoutCounts, Order, PfnBlock};
+use folio_split::{CostModel, LayoutCounts, Order, PfnBlock};
 use sept_core::{Class, Classify};
 
 /// What the entries of tail pages map.
@@ -12,7 +12,8 @@ use sept_core::{Class, Classify};
 #[non_exhaustive]
 pub enum TailScheme {
     /// The last page that the folio keeps, which holds its head (Linux before 7.1: "fake heads"). Readers must tell a
-    /// head from its image, and a grace period must pass before references are taken on remapped tails.
+    /// head from its image, and a head becomes a tail in two rounds with a grace period between them: see
+    /// [`Commit`](crate::Commit).
     SharedWithHead,
     /// One read-only template per zone and order, never freed (Linux "Eliminate fake head pages", 2026): a tail holds
     /// a mask over its own address, so that all tails of one order are alike.
@@ -125,6 +126,15 @@ impl Geometry {
         order(self.structs.raw().saturating_add(self.entries.raw()))
     }
 
+    /// Page tables whose entries describe a block of `order` and nothing else: 8 for 1 GiB on x86-64, 0 below 128 MiB.
+    #[must_use]
+    pub const fn tables(&self, order: Order) -> u64 {
+        match order.raw().checked_sub(self.table_order().raw()) {
+            Some(tables) => 1 << tables,
+            None => 0,
+        }
+    }
+
     /// The smallest order whose folios have a page to save; `None` if it is beyond all orders.
     #[must_use]
     pub fn smallest_order(&self) -> Option<Order> {
@@ -157,12 +167,7 @@ impl Geometry {
     /// folios too small to have one. 512 + 7 m_9 for a divided 1 GiB block of `{18,9,0}`.
     #[must_use]
     pub fn own_pages(&self, layout: &LayoutCounts) -> u64 {
-        if layout.order() < self.structs {
-            return 0;
-        }
-        let small = layout.fragmented(self.structs);
-        let large = layout.by_order().take_while(|&(order, _)| order >= self.structs);
-        large.fold(small, |sum, (order, folios)| sum.saturating_add(folios.saturating_mul(self.kept(order))))
+        layout.weigh(self.structs, |order| self.kept(order).max(1))
     }
 
     /// Tail pages of all folios of a layout.
@@ -188,6 +193,13 @@ impl Geometry {
     #[must_use]
     pub fn index_of(&self, block: PfnBlock, folio: PfnBlock) -> u64 {
         block.offset_of(folio.base()).unwrap_or(0) >> self.structs.raw()
+    }
+}
+
+impl CostModel for Geometry {
+    /// The pages that are a layout's own.
+    fn units(&self, layout: &LayoutCounts) -> u64 {
+        self.own_pages(layout)
     }
 }
 

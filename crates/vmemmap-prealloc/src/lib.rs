@@ -8,13 +8,58 @@
 //!
 //! # The protocol
 //!
-//! 1. *Once per zone*: [`install_templates`]. Once per block: [`install_tables`], and [`optimize`] under a freeze.
-//! 2. *Plan*: [`VmemmapNeeds::plan`]. *Reserve*: [`reserve`], into storage of the caller's choice. The last point at
-//!    which memory can be short.
-//! 3. *Commit*, for each change of the transition, [`split_atom`] or [`merge_atom`]: freeze, change the mapping, flush,
-//!    thaw. Or their parts, [`apply_split`] and [`apply_merge`], where one flush serves several blocks.
-//! 4. *Release*: replaced pages stay with the backend until [`VmemmapBackend::flush`] has given a proof, and go back
-//!    with [`VmemmapBackend::release`]. [`merge_atom`] does that by itself.
+//! 1. *Once per zone*: [`install_templates`]. Once per block: [`install_tables`], and [`optimize`].
+//! 2. *Plan*: [`VmemmapNeeds::plan`], for blocks of one NUMA node. *Reserve*: [`Reservation::fill`], into storage of the
+//!    caller's choice. The last point at which memory can be short.
+//! 3. *Commit*: [`Commit`] carries out [`Atom`]s, one or several under one freeze and with one flush: freeze, change the
+//!    mapping, flush, thaw. It can be cancelled until the flush, and undone ever after. [`split_atom`] and [`merge_atom`]
+//!    are commits of one atom.
+//! 4. *Release*: replaced pages stay with the backend until [`VmemmapBackend::flush`] has given a proof. [`Thawed::release`]
+//!    gives them to their source, [`Thawed::keep`] to the reservation, which can undo everything with them.
+//!
+//! ```
+//! use folio_split::{Empty, FolioBackend, Order, OrderSet, Pfn, PfnBlock, Transition};
+//! use sept_core::{FrameKind, Hpa, test_util::{FramePool, VecStore}};
+//! use vmemmap_prealloc::{Atom, Commit, Reservation, VmemmapNeeds, install_templates, model::HostModel};
+//! # use vmemmap_prealloc::Geometry;
+//!
+//! let block = PfnBlock::new(Pfn::new(0).unwrap(), Order::HUGE_1G).unwrap();
+//! let pool = FramePool::new(Hpa::new(1 << 40).unwrap(), 600);
+//! let host = HostModel::new(Geometry::LINUX_X86_64, OrderSet::HUGETLB);
+//! install_templates(&host, block, OrderSet::HUGETLB, &pool).unwrap();
+//! host.add_block(block, &pool).unwrap();
+//!
+//! // Plan.
+//! let share = Transition::new(block, OrderSet::HUGETLB, Empty, 1000..1001);
+//! let counts = share.counts();
+//! let needs = VmemmapNeeds::plan(&host, &share, &counts);
+//! let nodes = counts.delta(host.index()).needed;
+//! assert_eq!((needs.fresh, nodes), (518, 73));
+//!
+//! // Reserve: the only step that can be short of memory.
+//! let mut held = Reservation::new(block, needs.node, VecStore::default());
+//! held.fill(&host, &needs, nodes, &pool).unwrap();
+//!
+//! // Commit.
+//! let mut atoms = [Atom::split(share.by_ref(), block)];
+//! let commit = Commit::freeze(&host, &host, &mut atoms, held.lend(), 16).unwrap();
+//! let done = commit.remap().unwrap().finish().release(&pool);
+//! assert_eq!((done.vmemmap.fresh, done.nodes_used, done.flushes), (518, 73, 1));
+//! assert!(held.is_empty(&host));
+//! host.check(&share.to_layout()).unwrap();
+//!
+//! // Undo, while nobody has a page or an index node to spare.
+//! pool.limit(Some(0));
+//! host.limit_nodes(Some(0));
+//! let back = share.reversed();
+//! let mut atoms = [Atom::merge(back.by_ref(), block)];
+//! let commit = Commit::freeze(&host, &host, &mut atoms, held.lend(), 16).unwrap();
+//! let done = commit.remap().unwrap().finish().keep(&pool);
+//! assert_eq!(done.released, 518);
+//! host.check(&back.to_layout()).unwrap();
+//! let _ = held.release(&host, &pool);
+//! assert_eq!(pool.outstanding()[FrameKind::Vmemmap], 1);
+//! ```
 //!
 //! # Formulas
 //!
@@ -42,17 +87,26 @@ mod backend;
 mod commit;
 mod geometry;
 mod needs;
+mod numa;
+mod optimize;
 mod register;
+mod reservation;
+mod savings;
+mod single;
 mod walk;
 
 #[cfg(feature = "test-util")]
 pub mod model;
 
-pub use atom::{AtomDone, AtomError, merge_atom, split_atom};
+pub use atom::{Atom, AtomError, Round};
 pub use backend::{NoVmemmap, VmemmapBackend, VmemmapPage};
-pub use commit::{
-    Applied, ApplyError, apply_merge, apply_split, optimize, pages_to_restore, pages_to_split, restore,
-};
+pub use commit::{AtomDone, Commit, Refused, Remapped, Thawed};
 pub use geometry::{Geometry, GeometryError, Tail, TailScheme};
-pub use needs::{BlockState, Savings, VmemmapNeeds};
-pub use register::{RegisterError, give_back, install_tables, install_templates, reserve, templates};
+pub use needs::{BlockState, OtherNode, VmemmapNeeds};
+pub use numa::NumaNode;
+pub use optimize::{optimize, restore};
+pub use register::{RegisterError, install_tables, install_templates, templates};
+pub use reservation::{Reservation, ReserveError, Reserved};
+pub use savings::{RestorePath, Savings};
+pub use single::{merge_atom, split_atom};
+pub use walk::{Applied, ApplyError};

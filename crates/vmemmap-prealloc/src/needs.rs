@@ -1,10 +1,8 @@
 //! What a transition takes and gives, before anything is done.
 
-use crate::{Geometry, TailScheme, VmemmapBackend};
-use folio_split::{
-    Change, FolioLayout, LayoutCounts, Order, OrderSet, PageSet, PfnBlock, Transition, TransitionCounts,
-};
-use sept_core::{FrameKind, FrameNeeds};
+use crate::{Geometry, NumaNode, TailScheme, VmemmapBackend, templates};
+use folio_split::{Change, FolioLayout, Order, OrderSet, PageSet, PfnBlock, Transition, TransitionCounts};
+use sept_core::{Class, Classify, FrameKind, FrameNeeds};
 
 /// Whether tail pages of a block are shared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -32,7 +30,9 @@ pub enum BlockState {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
 #[non_exhaustive]
 pub struct VmemmapNeeds {
-    /// Pages that splits make the block's own: to be reserved.
+    /// The NUMA node whose pages are needed: that of the block.
+    pub node: NumaNode,
+    /// Pages that splits make the block's own: to be reserved. So many more are in use at the peak than before.
     pub fresh: u64,
     /// Pages that merges give up: theirs is the time after the flush.
     pub released: u64,
@@ -44,15 +44,16 @@ pub struct VmemmapNeeds {
     pub tables: u32,
     /// Templates that the zone lacks. A commit is refused unless this is 0.
     pub templates: u32,
-    /// Whether readers must have passed a quiescent state between the last change and the next pin
-    /// ([`TailScheme::SharedWithHead`]). Waited for outside the freeze.
+    /// Whether a merge takes two rounds, with a grace period between them in which nothing is frozen
+    /// ([`TailScheme::SharedWithHead`]). One serves a whole batch. See [`Commit`](crate::Commit).
     pub grace_period: bool,
 }
 
 impl VmemmapNeeds {
     /// What `transition` takes and gives, with all tables and templates in place.
     ///
-    /// Three passes over the runs, and one look at each difference.
+    /// Constant time after the counts where the block is undivided before or after; else one look at each difference
+    /// that has tail pages.
     #[must_use]
     pub fn of<A: PageSet, B: PageSet>(
         transition: &Transition<A, B>,
@@ -70,30 +71,25 @@ impl VmemmapNeeds {
         geometry: &Geometry,
         state: BlockState,
     ) -> Self {
-        if state == BlockState::Plain {
-            return Self::default();
-        }
-        // Between the splits and the merges, the own pages are those of either layout.
-        let between = geometry.own_pages(&counts.between);
-        let mut needs = Self {
-            fresh: between.saturating_sub(geometry.own_pages(&counts.from)),
-            released: between.saturating_sub(geometry.own_pages(&counts.to)),
+        let smallest = geometry.smallest_order();
+        let (BlockState::Optimized, Some(smallest)) = (state, smallest) else { return Self::default() };
+        let pages = counts.delta(geometry);
+        let changed = Changed::of(transition, counts, geometry, smallest);
+        // An entry of a changed folio's tail pages is a page taken, a page given up, or maps another page of tails.
+        let others = changed.tails.saturating_sub(pages.needed).saturating_sub(pages.freed);
+        let old = geometry.tails() == TailScheme::SharedWithHead;
+        Self {
+            fresh: pages.needed,
+            released: pages.freed,
+            rewrites: match geometry.tails() {
+                TailScheme::PerOrder => others,
+                TailScheme::OrderFree => 0,
+                TailScheme::SharedWithHead => others.saturating_sub(changed.first),
+            },
+            flushes: changed.folios,
+            grace_period: old && pages.freed > 0,
             ..Self::default()
-        };
-        for change in transition.changes(0..transition.block().pages()) {
-            let whole = change.whole();
-            if geometry.tail_pages(whole.order()) == 0 {
-                continue;
-            }
-            let fine = match change {
-                Change::Split(_) => transition.to_layout().within(whole).map(|part| Fine::of(&part)),
-                Change::Merge(_) => transition.from_layout().within(whole).map(|part| Fine::of(&part)),
-            };
-            needs.rewrites = needs.rewrites.saturating_add(fine.map_or(0, |fine| fine.rewrites(geometry)));
-            needs.flushes = needs.flushes.saturating_add(1);
         }
-        needs.grace_period = needs.flushes > 0 && geometry.tails() == TailScheme::SharedWithHead;
-        needs
     }
 
     /// What `transition` takes and gives on this backend, missing tables and templates included.
@@ -105,13 +101,73 @@ impl VmemmapNeeds {
         B: PageSet,
     {
         let (block, geometry) = (transition.block(), backend.geometry());
+        let node = backend.node_of(block);
         if !backend.is_optimized(block) {
-            return Self::default();
+            return Self { node, ..Self::default() };
         }
-        let mut needs = Self::with_counts(transition, counts, &geometry, BlockState::Optimized);
-        needs.tables = backend.tables_missing(block);
-        needs.templates = templates_missing(backend, block, transition.orders());
-        needs
+        Self {
+            node,
+            tables: backend.tables_missing(block),
+            templates: templates_missing(backend, block, transition.orders()),
+            ..Self::with_counts(transition, counts, &geometry, BlockState::Optimized)
+        }
+    }
+
+    /// What [`optimize`](crate::optimize) gives, and what it lacks: page tables and templates, to be installed before.
+    #[must_use]
+    pub fn to_optimize<V, S>(backend: &V, layout: &FolioLayout<S>) -> Self
+    where
+        V: VmemmapBackend + ?Sized,
+        S: PageSet,
+    {
+        let (block, geometry) = (layout.block(), backend.geometry());
+        let node = backend.node_of(block);
+        if backend.is_optimized(block) {
+            return Self { node, ..Self::default() };
+        }
+        let released = geometry.all_tail_pages(&layout.counts());
+        Self {
+            node,
+            released,
+            flushes: released.min(1),
+            tables: backend.tables_missing(block),
+            templates: templates_missing(backend, block, layout.orders()),
+            ..Self::default()
+        }
+    }
+
+    /// What [`restore`](crate::restore) takes.
+    #[must_use]
+    pub fn to_restore<V, S>(backend: &V, layout: &FolioLayout<S>) -> Self
+    where
+        V: VmemmapBackend + ?Sized,
+        S: PageSet,
+    {
+        let (block, geometry) = (layout.block(), backend.geometry());
+        let optimized = backend.is_optimized(block);
+        let fresh = if optimized { geometry.all_tail_pages(&layout.counts()) } else { 0 };
+        Self { node: backend.node_of(block), fresh, flushes: fresh.min(1), ..Self::default() }
+    }
+
+    /// The needs of two transitions of different blocks of one node. Tables and templates that both lack count twice.
+    ///
+    /// # Errors
+    ///
+    /// [`OtherNode`] if the blocks are of different nodes: each node has a plan and a reservation of its own.
+    pub fn plus(self, other: Self) -> Result<Self, OtherNode> {
+        if other.node != self.node {
+            return Err(OtherNode { node: self.node, other: other.node });
+        }
+        Ok(Self {
+            node: self.node,
+            fresh: self.fresh.saturating_add(other.fresh),
+            released: self.released.saturating_add(other.released),
+            rewrites: self.rewrites.saturating_add(other.rewrites),
+            flushes: self.flushes.saturating_add(other.flushes),
+            tables: self.tables.saturating_add(other.tables),
+            templates: self.templates.saturating_add(other.templates),
+            grace_period: self.grace_period || other.grace_period,
+        })
     }
 
     /// Frames to reserve.
@@ -130,93 +186,84 @@ impl VmemmapNeeds {
     pub const fn entry_writes(&self) -> u64 {
         self.fresh.saturating_add(self.released).saturating_add(self.rewrites)
     }
+
+    /// How many more pages are in use in the end than before.
+    #[must_use]
+    pub const fn net(&self) -> i64 {
+        // Both are below 2^41.
+        self.fresh.cast_signed().wrapping_sub(self.released.cast_signed())
+    }
+}
+
+/// Two blocks are of different NUMA nodes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("a plan for node {node} cannot have a block of node {other}")]
+#[non_exhaustive]
+pub struct OtherNode {
+    /// The node of the plan or the reservation.
+    pub node: NumaNode,
+    /// The node of what was to be added.
+    pub other: NumaNode,
+}
+
+impl Classify for OtherNode {
+    fn class(&self) -> Class {
+        Class::Caller
+    }
 }
 
 /// Templates that folios of `orders` need and the zone of `near` lacks.
-pub(crate) fn templates_missing<V: VmemmapBackend + ?Sized>(
-    backend: &V,
-    near: PfnBlock,
-    orders: OrderSet,
-) -> u32 {
-    crate::templates(backend.geometry(), orders)
+fn templates_missing<V: VmemmapBackend + ?Sized>(backend: &V, near: PfnBlock, orders: OrderSet) -> u32 {
+    templates(backend.geometry(), orders)
         .filter(|&tail| !backend.has_template(near, tail))
         .fold(0, |missing: u32, _| missing.saturating_add(1))
 }
 
-/// The finer side of one change, a folio and its pieces.
-struct Fine {
-    counts: LayoutCounts,
-    first: Order,
+/// The folios that a transition divides or forms, as far as they have tail pages.
+#[derive(Default)]
+struct Changed {
+    folios: u64,
+    /// Their tail pages.
+    tails: u64,
+    /// The tail pages of the first piece of each, if it makes a difference: it has its head where the whole has it.
+    first: u64,
 }
 
-impl Fine {
-    fn of<S: PageSet>(part: &FolioLayout<&S>) -> Self {
-        Self { counts: part.counts(), first: part.folio_at(0).order() }
-    }
-
-    /// Tail pages of the pieces that mapped, or will map, something else while they are tails of the whole.
-    fn rewrites(&self, geometry: &Geometry) -> u64 {
-        let tails = geometry.all_tail_pages(&self.counts);
-        match geometry.tails() {
-            TailScheme::PerOrder => tails,
-            TailScheme::OrderFree => 0,
-            // The first piece has its head where the whole has it.
-            TailScheme::SharedWithHead => tails.saturating_sub(geometry.tail_pages(self.first)),
+impl Changed {
+    fn of<A: PageSet, B: PageSet>(
+        transition: &Transition<A, B>,
+        counts: &TransitionCounts,
+        geometry: &Geometry,
+        smallest: Order,
+    ) -> Self {
+        let old = geometry.tails() == TailScheme::SharedWithHead;
+        let one_sided = if counts.from().is_undivided() {
+            Some(counts.to())
+        } else if counts.to().is_undivided() {
+            Some(counts.from())
+        } else {
+            None
+        };
+        if let (Some(fine), false) = (one_sided, old) {
+            // The folios that are touched, all of the largest order.
+            let largest = fine.orders().largest_within(fine.order());
+            let folios = if largest < smallest { 0 } else { fine.touched(largest).unwrap_or(0) };
+            return Self { folios, tails: folios.saturating_mul(geometry.tail_pages(largest)), first: 0 };
         }
-    }
-}
-
-/// What the optimization saves at one moment, in pages of memory.
-///
-/// Savings of several blocks add up.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
-#[non_exhaustive]
-pub struct Savings {
-    /// Pages of the vmemmap if nothing were shared.
-    pub full: u64,
-    /// Pages of the vmemmap in use.
-    pub used: u64,
-    /// Page tables that exist only because tail pages are mapped one by one.
-    pub tables: u64,
-}
-
-impl Savings {
-    /// For one optimized block of this layout that needed `tables` page tables (8 for 1 GiB on x86-64).
-    ///
-    /// ```
-    /// use folio_split::{FolioLayout, Order, OrderSet, Pfn, PfnBlock};
-    /// use vmemmap_prealloc::{Geometry, Savings};
-    /// let block = PfnBlock::new(Pfn::new(0).unwrap(), Order::HUGE_1G).unwrap();
-    /// let counts = FolioLayout::new(block, OrderSet::HUGETLB, 0..1).counts();
-    /// assert_eq!(Savings::of(&Geometry::LINUX_X86_64, &counts, 8).gross(), 3577);
-    /// assert_eq!(Savings::of(&Geometry::LINUX_X86_64, &counts, 8).net(), 3569);
-    /// ```
-    #[must_use]
-    pub fn of(geometry: &Geometry, layout: &LayoutCounts, tables: u64) -> Self {
-        Self { full: geometry.vmemmap_pages(layout.order()), used: geometry.own_pages(layout), tables }
-    }
-
-    /// Pages saved, tables not counted.
-    #[must_use]
-    pub const fn gross(&self) -> u64 {
-        self.full.saturating_sub(self.used)
-    }
-
-    /// Pages saved; 0 where the tables cost more than that.
-    #[must_use]
-    pub const fn net(&self) -> u64 {
-        self.gross().saturating_sub(self.tables)
-    }
-}
-
-impl core::ops::Add for Savings {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self {
-            full: self.full.saturating_add(other.full),
-            used: self.used.saturating_add(other.used),
-            tables: self.tables.saturating_add(other.tables),
+        let mut changed = Self::default();
+        for change in transition.at_least(smallest).changes(0..transition.block().pages()) {
+            let whole = change.whole();
+            changed.folios = changed.folios.saturating_add(1);
+            changed.tails = changed.tails.saturating_add(geometry.tail_pages(whole.order()));
+            if old {
+                let first = match change {
+                    Change::Split(_) => transition.split_pieces(whole).next(),
+                    Change::Merge(_) => transition.merge_pieces(whole).next(),
+                };
+                let first = first.map_or(0, |first| geometry.tail_pages(first.order()));
+                changed.first = changed.first.saturating_add(first);
+            }
         }
+        changed
     }
 }

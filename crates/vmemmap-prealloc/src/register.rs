@@ -1,10 +1,11 @@
-//! What is taken once: templates per zone, page tables per block, and the reservation of a plan.
+//! What is taken once: templates per zone, page tables per block.
 //!
-//! These are the only places of this crate that ask a [`FrameSource`] for memory.
+//! Together with [`Reservation::fill`](crate::Reservation::fill) these are the only places of this crate that ask a
+//! [`FrameSource`] for memory.
 
 use crate::{Geometry, Tail, TailScheme, VmemmapBackend};
 use folio_split::{OrderSet, PfnBlock};
-use sept_core::{Class, Classify, FrameKind, FrameNeeds, FrameSource, FrameStore, Hpa};
+use sept_core::{Class, Classify, FrameKind, FrameSource};
 
 /// The templates that folios of `orders` need: one per order that has tail pages, one for all, or none.
 pub fn templates(geometry: Geometry, orders: OrderSet) -> impl Iterator<Item = Tail> {
@@ -66,51 +67,6 @@ pub fn install_tables<V: VmemmapBackend + ?Sized>(
     Ok(added)
 }
 
-/// Takes all frames of `needs` from `source` into `store`, or none.
-///
-/// A plan is for blocks of one NUMA node; `near` names it, and the source decides whether others may serve.
-///
-/// # Errors
-///
-/// [`RegisterError::Reserve`]: what was taken has gone back.
-pub fn reserve(
-    needs: &FrameNeeds,
-    near: Hpa,
-    source: &dyn FrameSource,
-    store: &mut dyn FrameStore,
-) -> Result<(), RegisterError> {
-    let mut taken = FrameNeeds::NONE;
-    for kind in FrameKind::ALL {
-        while taken[kind] < needs[kind] {
-            let full = match source.take(kind, near).map(|frame| store.put(kind, frame)) {
-                Some(Ok(())) => {
-                    taken[kind] = taken[kind].saturating_add(1);
-                    continue;
-                }
-                Some(Err(frame)) => {
-                    source.give(kind, frame);
-                    true
-                }
-                None => false,
-            };
-            let error = RegisterError::Reserve { kind, need: needs[kind], got: taken[kind], full };
-            give_back(&taken, source, store);
-            return Err(error);
-        }
-    }
-    Ok(())
-}
-
-/// Gives up to `count` frames of each kind back from `store` to `source`.
-pub fn give_back(count: &FrameNeeds, source: &dyn FrameSource, store: &mut dyn FrameStore) {
-    for kind in FrameKind::ALL {
-        for _ in 0..count[kind] {
-            let Some(frame) = store.get(kind) else { break };
-            source.give(kind, frame);
-        }
-    }
-}
-
 /// Why memory could not be taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -123,25 +79,10 @@ pub enum RegisterError {
         /// Where.
         near: PfnBlock,
     },
-    /// A reservation was not filled, and has been emptied again.
-    #[error("{need} frames asked for ({kind}), {got} to be had (store full: {full})")]
-    Reserve {
-        /// What for.
-        kind: FrameKind,
-        /// How many were needed.
-        need: u32,
-        /// How many could be taken.
-        got: u32,
-        /// Whether it was the store that had no room.
-        full: bool,
-    },
 }
 
 impl Classify for RegisterError {
     fn class(&self) -> Class {
-        match self {
-            Self::Reserve { full: true, .. } => Class::Caller,
-            Self::NoFrame { .. } | Self::Reserve { .. } => Class::Retry,
-        }
+        Class::Retry
     }
 }

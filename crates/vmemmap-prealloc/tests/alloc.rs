@@ -44,8 +44,8 @@ fn a_plan_allocates_nothing() {
             let share = Transition::new(block, orders, Empty, runs.as_slice());
             let more = Transition::new(block, orders, runs.as_slice(), every_other.as_slice());
             for counts in [share.counts(), more.counts(), more.reversed().counts()] {
-                let _ = core::hint::black_box(counts.index_delta(&XArray::LINUX));
-                let _ = core::hint::black_box(Savings::of(&Geometry::LINUX_X86_64, &counts.to, 8));
+                let _ = core::hint::black_box(counts.delta(&XArray::LINUX));
+                let _ = core::hint::black_box(Savings::of(&Geometry::LINUX_X86_64, counts.to(), 8));
             }
             let needs = VmemmapNeeds::of(&more, &Geometry::LINUX_X86_64, BlockState::Optimized);
             assert!(core::hint::black_box(needs).fresh > 0 || orders == OrderSet::PAGES);

@@ -4,6 +4,8 @@
 //! head of the second folio. Only the first `struct page` of each is modelled. The reader's CPU caches translations for
 //! as long as it may, until a flush; an instruction of it is a translation and one access, and a flush waits for the one
 //! that is under way. A store to a read-only page, or a look at a page given up, fails the model.
+//!
+//! A freeze waits for attempts that are under way, or the merge goes in two rounds and a grace period does.
 #![cfg(loom)]
 #![expect(
     clippy::arithmetic_side_effects,
@@ -14,12 +16,8 @@
     reason = "a model that overflows or misses an index has failed"
 )]
 
-mod common;
-
-use common::{Source, Store};
 use folio_split::{
-    Empty, FlatArray, FolioBackend, IndexModel, Large, Order, OrderSet, OutOfNodes, PageSet, Pfn, PfnBlock,
-    Pinned, Transition, commit_merge, commit_split,
+    Change, Empty, FolioBackend, Large, Order, OrderSet, PageSet, Pfn, PfnBlock, Pinned, Transition,
 };
 use loom::{
     sync::{
@@ -28,9 +26,12 @@ use loom::{
     },
     thread,
 };
-use sept_core::{Frame, FrameKind, FrameNeeds, FrameSource};
+use sept_core::{
+    Frame, FrameKind, FrameNeeds, FrameSource, FrameStore, Hpa,
+    test_util::{FramePool, VecStore},
+};
 use vmemmap_prealloc::{
-    Geometry, Tail, VmemmapBackend, VmemmapPage, apply_merge, apply_split, merge_atom, reserve, split_atom,
+    Atom, Commit, Geometry, Reserved, Round, Tail, TailScheme, VmemmapBackend, VmemmapPage,
 };
 
 const WRITABLE: usize = 1 << 8;
@@ -49,8 +50,10 @@ struct Memory {
 #[derive(Clone, Copy, PartialEq)]
 enum Omit {
     Nothing,
-    /// Freezing does not wait for attempts that saw a head alive.
+    /// Freezing does not wait for attempts that saw a head alive. Right in two rounds alone.
     Wait,
+    /// That, and the grace period is not waited for.
+    Grace,
     /// A flush does not reach the reader.
     Flush,
     /// Freezing leaves the counts as they are.
@@ -68,6 +71,7 @@ struct Host {
     attempt: Mutex<()>,
     books: std::sync::Mutex<Books>,
     omit: Omit,
+    tails: TailScheme,
 }
 
 #[derive(Default)]
@@ -77,13 +81,13 @@ struct Books {
     template: Option<Frame>,
 }
 
-/// Number of a frame's page: [`Source`] counts from 1.
+/// Number of a frame's page: the pool begins at 1.
 fn page_of(frame: &Frame) -> usize {
     (frame.hpa().raw() >> 12) as usize
 }
 
 impl Host {
-    fn new(omit: Omit, source: &Source) -> Self {
+    fn new(omit: Omit, tails: TailScheme, pool: &FramePool) -> Self {
         let host = Self {
             memory: Default::default(),
             entries: [AtomicUsize::new(WRITABLE), AtomicUsize::new(1)],
@@ -91,11 +95,12 @@ impl Host {
             attempt: Mutex::new(()),
             books: std::sync::Mutex::default(),
             omit,
+            tails,
         };
         host.memory[0].state.store(HEAD | 7, Ordering::Relaxed);
         host.memory[0].refs.store(1, Ordering::Relaxed);
         host.memory[1].state.store(TAIL | 7, Ordering::Relaxed);
-        host.books.lock().unwrap().template = source.take(FrameKind::TailTemplate, block().base().hpa());
+        host.books.lock().unwrap().template = pool.take(FrameKind::TailTemplate, block().base().hpa());
         host
     }
 
@@ -145,6 +150,11 @@ impl Host {
         same
     }
 
+    /// Waits for an attempt that is under way.
+    fn grace_period(&self) {
+        drop(self.attempt.lock().unwrap());
+    }
+
     /// What the writer's CPU sees.
     fn own(&self, index: usize) -> &Memory {
         let entry = self.entries[index].load(Ordering::Relaxed);
@@ -166,20 +176,6 @@ impl FolioBackend for Host {
     type Nodes = ();
     type Frozen = ();
 
-    fn index(&self) -> &dyn IndexModel {
-        const { &FlatArray::new() }
-    }
-
-    fn reserve_nodes(&self, _nodes: &mut (), _near: PfnBlock, _count: u64) -> Result<(), OutOfNodes> {
-        Ok(())
-    }
-
-    fn nodes_left(&self, _nodes: &()) -> u64 {
-        0
-    }
-
-    fn release_nodes(&self, _nodes: ()) {}
-
     fn freeze(&self, whole: PfnBlock, _tries: u32) -> Result<(), Pinned> {
         if self.omit == Omit::Freeze {
             return Ok(());
@@ -190,8 +186,8 @@ impl FolioBackend for Host {
                 return Err(Pinned { first: whole.base() });
             }
         }
-        if self.omit != Omit::Wait && self.heads().len() > 1 {
-            drop(self.attempt.lock().unwrap());
+        if !matches!(self.omit, Omit::Wait | Omit::Grace) && self.heads().len() > 1 {
+            self.grace_period();
         }
         Ok(())
     }
@@ -202,7 +198,7 @@ impl FolioBackend for Host {
         page.state.store(HEAD | usize::from(piece.order().raw()), Ordering::Release);
     }
 
-    fn merge(&self, _frozen: &mut (), whole: PfnBlock) -> u64 {
+    fn merge(&self, _frozen: &mut (), whole: PfnBlock, _nodes: &mut ()) -> u64 {
         self.own(0).state.store(HEAD | usize::from(whole.order().raw()), Ordering::Release);
         0
     }
@@ -217,7 +213,7 @@ impl VmemmapBackend for Host {
     type Flushed = ();
 
     fn geometry(&self) -> Geometry {
-        Geometry::LINUX_X86_64
+        Geometry::new(64, 4096, 1, self.tails).unwrap()
     }
 
     fn is_optimized(&self, _block: PfnBlock) -> bool {
@@ -230,18 +226,6 @@ impl VmemmapBackend for Host {
         true
     }
 
-    fn add_template(&self, _near: PfnBlock, _tail: Tail, page: Frame) -> Result<(), Frame> {
-        Err(page)
-    }
-
-    fn tables_missing(&self, _block: PfnBlock) -> u32 {
-        0
-    }
-
-    fn add_table(&self, _block: PfnBlock, table: Frame) -> Result<(), Frame> {
-        Err(table)
-    }
-
     fn prepare(&self, at: VmemmapPage, page: Frame) -> Frame {
         let shown = &self.memory[self.entries[at.index as usize].load(Ordering::Relaxed) & 0xff];
         let fresh = &self.memory[page_of(&page)];
@@ -252,6 +236,11 @@ impl VmemmapBackend for Host {
 
     fn write_folio(&self, fresh: &mut Frame, folio: PfnBlock) {
         self.memory[page_of(fresh)].state.store(HEAD | usize::from(folio.order().raw()), Ordering::Relaxed);
+    }
+
+    fn write_tails(&self, at: VmemmapPage, folio: PfnBlock) {
+        let state = TAIL | usize::from(folio.order().raw());
+        self.own(at.index as usize).state.store(state, Ordering::Release);
     }
 
     fn map_own(&self, at: VmemmapPage, fresh: Frame) {
@@ -271,12 +260,12 @@ impl VmemmapBackend for Host {
         }
     }
 
-    fn release(&self, _block: PfnBlock, _flushed: &(), to: &dyn FrameSource) -> u64 {
-        let Some(frame) = self.books.lock().unwrap().replaced.take() else { return 0 };
+    /// Gives it up as its source does: overwritten.
+    fn take_replaced(&self, _block: PfnBlock, _flushed: &()) -> Option<Frame> {
+        let frame = self.books.lock().unwrap().replaced.take()?;
         self.memory[page_of(&frame)].state.store(GIVEN_UP, Ordering::Relaxed);
         self.memory[page_of(&frame)].refs.store(GIVEN_UP, Ordering::Relaxed);
-        to.give(FrameKind::Vmemmap, frame);
-        1
+        Some(frame)
     }
 }
 
@@ -292,31 +281,69 @@ fn in_two() -> Transition<Empty, Large<core::ops::Range<u64>>> {
     Transition::new(block(), orders(), Empty, Large(0..64))
 }
 
-fn filled(source: &Source) -> Store {
-    let mut store = Store::default();
-    reserve(&FrameNeeds::of(FrameKind::Vmemmap, 1), block().base().hpa(), source, &mut store).unwrap();
-    store
+/// A commit of one atom as far as `how` takes it; in two rounds if that is the scheme. False if the reader was in the way,
+/// before anything changed: between two rounds it is waited for.
+fn commit(
+    host: &Host,
+    pool: &FramePool,
+    change: &mut Atom<impl PageSet, impl PageSet, ()>,
+    how: How,
+) -> bool {
+    let mut store = VecStore::default();
+    let pages = u32::from(matches!(change.change(), Change::Split(_)));
+    store.fill(&FrameNeeds::of(FrameKind::Vmemmap, pages), Hpa::default(), pool).unwrap();
+    let atoms = core::slice::from_mut(change);
+    loop {
+        let reserved = Reserved { pages: &mut store, nodes: &mut () };
+        let Ok(commit) = Commit::freeze(host, host, atoms, reserved, 1) else {
+            if atoms[0].round() == Round::First {
+                return false;
+            }
+            thread::yield_now();
+            continue;
+        };
+        let thawed = match how {
+            How::Whole => commit.remap().unwrap().finish(),
+            How::CancelFrozen => commit.cancel(),
+            How::CancelRemapped => commit.remap().unwrap().cancel(),
+        };
+        let waits = thawed.waits();
+        let _ = thawed.release(pool);
+        if waits == 0 {
+            return true;
+        }
+        if host.omit != Omit::Grace {
+            host.grace_period();
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum How {
+    Whole,
+    CancelFrozen,
+    CancelRemapped,
 }
 
 /// A host on which `before` has run, a reader of page `index`, and a writer that does `change` meanwhile.
 fn race(
     index: usize,
-    omit: Omit,
-    before: impl Fn(&Host, &Source) + Sync + Send + 'static,
-    change: impl Fn(&Host, &Source) -> bool + Copy + Sync + Send + 'static,
+    (omit, tails): (Omit, TailScheme),
+    before: impl Fn(&Host, &FramePool) + Sync + Send + 'static,
+    change: impl Fn(&Host, &FramePool) -> bool + Copy + Sync + Send + 'static,
 ) {
     // Both ends of the race are seen: changes that were made and references that were got.
     let seen = std::sync::Arc::new(std::sync::Mutex::new((0_u64, 0_u64)));
     let counted = std::sync::Arc::clone(&seen);
     loom::model(move || {
-        let source = Source::new();
-        let host = Arc::new(Host::new(omit, &source));
-        before(&host, &source);
+        let pool = FramePool::new(Hpa::new(1 << 12).unwrap(), 2);
+        let host = Arc::new(Host::new(omit, tails, &pool));
+        before(&host, &pool);
         let reader = {
             let host = Arc::clone(&host);
             thread::spawn(move || host.read(index))
         };
-        let changed = change(&host, &source);
+        let changed = change(&host, &pool);
         let got = reader.join().unwrap();
         assert_eq!(host.own(0).refs.load(Ordering::Relaxed), 1);
         let mut counted = counted.lock().unwrap();
@@ -327,40 +354,24 @@ fn race(
     assert!(changed > 0 && got > 0, "{changed} changes, {got} references");
 }
 
-fn split(host: &Host, source: &Source) -> bool {
-    let mut store = filled(source);
-    split_atom(host, host, &in_two(), block(), 1, &mut (), &mut store).is_ok()
+fn split(host: &Host, pool: &FramePool, how: How) -> bool {
+    commit(host, pool, &mut Atom::split(in_two(), block()), how)
 }
 
-fn merge(host: &Host, source: &Source) -> bool {
-    merge_atom(host, host, &in_two().reversed(), block(), 1, source).is_ok()
+fn merge(host: &Host, pool: &FramePool, how: How) -> bool {
+    commit(host, pool, &mut Atom::merge(in_two().reversed(), block()), how)
 }
 
-/// The parts of a split, and the opposite of each before the thaw.
-fn abort(host: &Host, source: &Source, metadata: bool) -> bool {
-    let (t, mut store) = (in_two(), filled(source));
-    if host.freeze(block(), 1).is_err() {
-        return false;
-    }
-    let applied = apply_split(host, &t, block(), &mut store).unwrap();
-    assert_eq!(applied.fresh, 1);
-    let () = host.flush();
-    if metadata {
-        commit_split(host, &t, block(), &mut (), &mut ()).unwrap();
-        commit_merge(host, &t.reversed(), block(), &mut ()).unwrap();
-    }
-    let _ = apply_merge(host, &t.reversed(), block()).unwrap();
-    let () = host.flush();
-    host.thaw(());
-    assert_eq!(host.release(block(), &(), source), 1);
-    true
+fn already_split(host: &Host, pool: &FramePool) {
+    assert!(split(host, pool, How::Whole));
 }
 
-fn already_split(host: &Host, source: &Source) {
-    assert!(split(host, source));
-}
+fn nothing(_: &Host, _: &FramePool) {}
 
-fn nothing(_: &Host, _: &Source) {}
+/// Waits inside the freeze.
+const TEMPLATES: (Omit, TailScheme) = (Omit::Nothing, TailScheme::PerOrder);
+/// Waits for a grace period between two rounds.
+const TWO_ROUNDS: (Omit, TailScheme) = (Omit::Wait, TailScheme::SharedWithHead);
 
 #[test]
 fn the_model_is_of_the_layouts() {
@@ -370,34 +381,62 @@ fn the_model_is_of_the_layouts() {
 
 #[test]
 fn reader_and_split() {
-    (0..2).for_each(|index| race(index, Omit::Nothing, nothing, split));
+    (0..2).for_each(|index| race(index, TEMPLATES, nothing, |host, pool| split(host, pool, How::Whole)));
 }
 
 #[test]
 fn reader_and_merge() {
-    (0..2).for_each(|index| race(index, Omit::Nothing, already_split, merge));
+    (0..2)
+        .for_each(|index| race(index, TEMPLATES, already_split, |host, pool| merge(host, pool, How::Whole)));
 }
 
 #[test]
-fn reader_and_abort() {
-    (0..2).for_each(|index| race(index, Omit::Nothing, nothing, |host, source| abort(host, source, false)));
-    (0..2).for_each(|index| race(index, Omit::Nothing, nothing, |host, source| abort(host, source, true)));
+fn reader_and_merge_in_two_rounds() {
+    (0..2)
+        .for_each(|index| race(index, TWO_ROUNDS, already_split, |host, pool| merge(host, pool, How::Whole)));
+}
+
+#[test]
+fn reader_and_a_split_that_is_cancelled() {
+    for index in 0..2 {
+        race(index, TEMPLATES, nothing, |host, pool| split(host, pool, How::CancelFrozen));
+        race(index, TEMPLATES, nothing, |host, pool| split(host, pool, How::CancelRemapped));
+    }
+}
+
+#[test]
+fn reader_and_a_merge_that_is_cancelled() {
+    for index in 0..2 {
+        race(index, TEMPLATES, already_split, |host, pool| merge(host, pool, How::CancelFrozen));
+        race(index, TEMPLATES, already_split, |host, pool| merge(host, pool, How::CancelRemapped));
+        race(index, TWO_ROUNDS, already_split, |host, pool| merge(host, pool, How::CancelRemapped));
+    }
 }
 
 #[test]
 #[should_panic(expected = "a store to a read-only page")]
 fn a_freeze_that_does_not_wait_is_found() {
-    race(1, Omit::Wait, already_split, merge);
+    let omit = (Omit::Wait, TailScheme::PerOrder);
+    race(1, omit, already_split, |host, pool| merge(host, pool, How::Whole));
+}
+
+#[test]
+#[should_panic(expected = "a store to a read-only page")]
+fn a_grace_period_that_is_left_out_is_found() {
+    let omit = (Omit::Grace, TailScheme::SharedWithHead);
+    race(1, omit, already_split, |host, pool| merge(host, pool, How::Whole));
 }
 
 #[test]
 #[should_panic]
 fn a_flush_that_is_left_out_is_found() {
-    race(1, Omit::Flush, already_split, merge);
+    let omit = (Omit::Flush, TailScheme::PerOrder);
+    race(1, omit, already_split, |host, pool| merge(host, pool, How::Whole));
 }
 
 #[test]
 #[should_panic]
 fn a_freeze_that_is_left_out_is_found() {
-    race(1, Omit::Freeze, already_split, merge);
+    let omit = (Omit::Freeze, TailScheme::PerOrder);
+    race(1, omit, already_split, |host, pool| merge(host, pool, How::Whole));
 }

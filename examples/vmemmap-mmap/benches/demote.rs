@@ -5,7 +5,7 @@
 //! That needs root and 1 GiB of free contiguous memory, changes sysctl and pool sizes, and puts them back.
 #![allow(clippy::unwrap_used, clippy::cast_precision_loss, reason = "a program of its own")]
 
-use folio_split::{Empty, FolioBackend, FolioLayout, Large, Order, OrderSet, Pfn, PfnBlock, Transition};
+use folio_split::{Empty, FolioLayout, Large, Order, OrderSet, Pfn, PfnBlock, Transition};
 use sept_core::test_util::VecStore;
 use std::{
     fs,
@@ -14,9 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 use vmemmap_mmap::MmapHost;
-use vmemmap_prealloc::{
-    VmemmapBackend, VmemmapNeeds, install_templates, merge_atom, optimize, reserve, split_atom,
-};
+use vmemmap_prealloc::{Atom, Commit, Reservation, TailScheme, VmemmapNeeds, install_templates, optimize};
 
 fn main() {
     let block = PfnBlock::new(Pfn::new(1 << 18).unwrap(), Order::HUGE_1G).unwrap();
@@ -41,13 +39,9 @@ fn main() {
 }
 
 fn host(block: PfnBlock, orders: OrderSet) -> Result<MmapHost, vmemmap_mmap::SetupError> {
-    let host = MmapHost::new(block, 1, 4096)?;
+    let host = MmapHost::new(block, 1, 4096, TailScheme::PerOrder)?;
     install_templates(&host, block, orders, &host).unwrap();
-    let frozen = host.freeze(block, 1).unwrap();
-    let _ = optimize(&host, &FolioLayout::new(block, orders, Empty)).unwrap();
-    let flushed = host.flush();
-    host.thaw(frozen);
-    host.release(block, &flushed, &host);
+    optimize(&host, &host, &FolioLayout::new(block, orders, Empty), 1, &host).unwrap();
     Ok(host)
 }
 
@@ -55,10 +49,12 @@ fn host(block: PfnBlock, orders: OrderSet) -> Result<MmapHost, vmemmap_mmap::Set
 fn ours(block: PfnBlock, orders: OrderSet, host: &MmapHost, floor: &MmapHost) {
     // One whole 2 MiB block must not share a folio with the rest: 512 folios of 2 MiB.
     let t = Transition::new(block, orders, Empty, Large(0..512));
-    let needs = VmemmapNeeds::plan(host, &t, &t.counts());
+    let back = t.reversed();
+    let counts = t.counts();
+    let needs = VmemmapNeeds::plan(host, &t, &counts);
     println!(
         "1 GiB to {} folios: {} pages, {} entries written, one flush",
-        t.counts().to.folios(),
+        counts.to().folios(),
         needs.fresh,
         needs.entry_writes()
     );
@@ -67,17 +63,21 @@ fn ours(block: PfnBlock, orders: OrderSet, host: &MmapHost, floor: &MmapHost) {
     let mut best = [Duration::MAX; 4];
     let mut ratios = Vec::new();
     for _ in 0..15 {
-        let mut store = VecStore::default();
-        reserve(&needs.frames(), block.base().hpa(), host, &mut store).unwrap();
+        let mut held = Reservation::new(block, needs.node, VecStore::default());
+        held.fill(host, &needs, 0, host).unwrap();
         host.record();
         let start = Instant::now();
-        let _ = split_atom(host, host, &t, block, 1, &mut (), &mut store).unwrap();
+        let mut atoms = [Atom::split(t.by_ref(), block)];
+        let commit = Commit::freeze(host, host, &mut atoms, held.lend(), 1).unwrap();
+        let _ = commit.remap().unwrap().finish().release(host);
         let split = start.elapsed();
         let there = host.recorded();
         host.check(&t.to_layout()).unwrap();
         host.record();
         let start = Instant::now();
-        let _ = merge_atom(host, host, &t.reversed(), block, 1, host).unwrap();
+        let mut atoms = [Atom::merge(back.by_ref(), block)];
+        let commit = Commit::freeze(host, host, &mut atoms, held.lend(), 1).unwrap();
+        let _ = commit.remap().unwrap().finish().release(host);
         let merge = start.elapsed();
         let back = host.recorded();
         let start = Instant::now();

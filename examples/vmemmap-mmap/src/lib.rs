@@ -18,6 +18,10 @@
 //! is 0. It is a wait for a few instructions; in a kernel, attempts with interrupts off and one round of interrupts.
 //! Splits do not need it, they map no tail over a head.
 //!
+//! With [`TailScheme::SharedWithHead`](vmemmap_prealloc::TailScheme) it is done as Linux did before it had templates: tails
+//! are images of the page of their head, a merge takes two rounds, and [`MmapHost::grace_period`] comes between them,
+//! with nothing frozen.
+//!
 //! # What it asks of the machine
 //!
 //! Each entry is a mapping: 4,096 of them for 1 GiB of memory, of which Linux allows a process 65,530 by default

@@ -8,6 +8,7 @@ use rustix::{
     mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap},
 };
 use std::{ptr::NonNull, slice};
+use vmemmap_prealloc::{GeometryError, TailScheme};
 
 /// Bytes of a page.
 pub(crate) const PAGE: usize = 4096;
@@ -35,6 +36,15 @@ pub enum SetupError {
         /// Its order.
         order: u8,
     },
+    /// Tails of a kind that this host has not.
+    #[error("tails of {tails:?} are not to be had here")]
+    Tails {
+        /// The kind.
+        tails: TailScheme,
+    },
+    /// The sizes do not go together.
+    #[error(transparent)]
+    Geometry(#[from] GeometryError),
     /// A system call failed.
     #[error(transparent)]
     System(#[from] Errno),

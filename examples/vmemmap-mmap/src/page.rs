@@ -48,8 +48,13 @@ impl StructPage {
         self.refs.load(Ordering::SeqCst)
     }
 
+    /// Makes it a head without references, or a tail.
+    pub(crate) fn set(&self, order: u8, head: bool) {
+        if head { self.set_head(order) } else { self.set_tail(order) }
+    }
+
     /// Makes it a head without references.
-    pub(crate) fn set_head(&self, order: u8) {
+    fn set_head(&self, order: u8) {
         self.refs.store(0, Ordering::Relaxed);
         self.state.store(HEAD | u64::from(order), Ordering::Release);
     }

@@ -72,11 +72,7 @@ pub enum Wrong {
 
 impl Reader<'_> {
     fn head(&self, page: u64) -> Result<u64, Wrong> {
-        match self.host.page(page).state() {
-            State::Head(_) => Ok(page),
-            State::Tail(order) => Ok(page & !((1 << order) - 1)),
-            State::Garbage(raw) => Err(Wrong::Garbage { page, raw }),
-        }
+        self.host.head(page).map_err(|raw| Wrong::Garbage { page, raw })
     }
 
     /// Read the head, try to get it, read the head again. `None` if it is frozen or was another one the second time.

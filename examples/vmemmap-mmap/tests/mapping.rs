@@ -7,27 +7,31 @@
 
 mod common;
 
-use common::{block, carry_out, host};
-use folio_split::{Empty, FolioBackend, FolioLayout, Order, OrderSet, Pfn, Transition};
-use sept_core::{FrameKind, FrameNeeds, test_util::VecStore};
+use common::{Held, SCHEMES, block, carry_out, commit, host, reserve};
+use folio_split::{Empty, FolioLayout, Order, OrderSet, Pfn, Transition};
+use sept_core::{FrameKind, test_util::VecStore};
 use std::{os::unix::process::ExitStatusExt, process::Command};
 use vmemmap_mmap::{MmapHost, SetupError, State};
 use vmemmap_prealloc::{
-    AtomError, VmemmapBackend, VmemmapNeeds, apply_merge, apply_split, optimize, pages_to_restore, reserve,
-    restore, split_atom,
+    ApplyError, Atom, AtomError, Commit, TailScheme, VmemmapBackend, VmemmapNeeds, VmemmapPage, optimize,
+    restore,
 };
 
 #[test]
 fn one_gigabyte_there_and_back() {
-    for orders in [OrderSet::HUGETLB, OrderSet::ALL] {
-        let host = host(18, 1, orders);
+    for (orders, tails) in [
+        (OrderSet::HUGETLB, TailScheme::PerOrder),
+        (OrderSet::ALL, TailScheme::PerOrder),
+        (OrderSet::ALL, TailScheme::SharedWithHead),
+    ] {
+        let host = host(18, 1, orders, tails);
         let start = host.outstanding();
         assert_eq!(start[FrameKind::Vmemmap], 1);
         let one = [1000..1001];
         let two = [1000..1001, 200_000..200_700];
         let first = Transition::new(block(18, 0), orders, Empty, one.as_slice());
         let more = Transition::new(block(18, 0), orders, one.as_slice(), two.as_slice());
-        let fresh = carry_out(&host, &first, || ()).vmemmap.fresh;
+        let fresh = carry_out(&host, &first, || ()).fresh;
         assert_eq!(fresh, if orders == OrderSet::ALL { 12 } else { 518 });
         host.check(&first.to_layout()).unwrap();
         carry_out(&host, &more, || ());
@@ -40,93 +44,90 @@ fn one_gigabyte_there_and_back() {
 
 #[test]
 fn every_missing_page_changes_nothing() {
-    let host = host(13, 1, OrderSet::ALL);
+    let host = host(13, 1, OrderSet::ALL, TailScheme::PerOrder);
     let start = host.outstanding();
     let t = Transition::new(block(13, 0), OrderSet::ALL, Empty, 4000..4001);
-    let need = VmemmapNeeds::plan(&host, &t, &t.counts()).frames();
-    for have in 0..need[FrameKind::Vmemmap] {
-        host.limit(Some(u64::from(have)));
-        let mut store = VecStore::default();
-        assert!(reserve(&need, t.block().base().hpa(), &host, &mut store).is_err());
+    let needs = VmemmapNeeds::plan(&host, &t, &t.counts());
+    let need = needs.fresh;
+    for have in 0..need {
+        host.limit(Some(have));
+        let mut held = Held::new(t.block(), needs.node, VecStore::default());
+        assert!(held.fill(&host, &needs, 0, &host).is_err());
         assert_eq!(host.outstanding(), start);
-        reserve(&FrameNeeds::of(FrameKind::Vmemmap, have), t.block().base().hpa(), &host, &mut store)
-            .unwrap();
+        let mut less = needs;
+        less.fresh = have;
+        held.fill(&host, &less, 0, &host).unwrap();
         let before = host.map_calls();
-        let short = split_atom(&host, &host, &t, t.block(), 1, &mut (), &mut store);
-        assert!(matches!(short, Err(AtomError::Vmemmap(_))));
+        let mut atoms = [Atom::split(t.by_ref(), t.block())];
+        let refused = Commit::freeze(&host, &host, &mut atoms, held.lend(), 1).unwrap_err();
+        let short = ApplyError::Short { whole: t.block(), need, have };
+        assert_eq!(refused.error, AtomError::Vmemmap(short));
         assert_eq!(host.map_calls(), before);
-        vmemmap_prealloc::give_back(&need, &host, &mut store);
+        let _ = held.release(&host, &host);
         host.check(&t.from_layout()).unwrap();
     }
     host.limit(None);
     assert_eq!(host.outstanding(), start);
 }
 
-/// Several blocks, all frozen, one flush.
+/// Several blocks, all frozen, one flush: cancelled, and carried out, there and back.
 #[test]
 fn a_batch_needs_one_flush() {
     const BLOCKS: u64 = 5;
-    let host = host(12, BLOCKS, OrderSet::ALL);
-    let small: Vec<_> = (0..BLOCKS).map(|number| number * 700..number * 700 + 3).collect();
-    let ts: Vec<_> = (0..BLOCKS)
-        .zip(&small)
-        .map(|(number, small)| Transition::new(block(12, number), OrderSet::ALL, Empty, small.clone()))
-        .collect();
-    let mut store = VecStore::default();
-    for t in &ts {
-        let needs = VmemmapNeeds::plan(&host, t, &t.counts());
-        reserve(&needs.frames(), t.block().base().hpa(), &host, &mut store).unwrap();
-    }
-    let mut frozen: Vec<_> = ts.iter().map(|t| host.freeze(t.block(), 1).unwrap()).collect();
-    for t in &ts {
-        let _ = apply_split(&host, t, t.block(), &mut store).unwrap();
-    }
-    let _ = host.flush();
-    for (t, frozen) in ts.iter().zip(&mut frozen) {
-        folio_split::commit_split(&host, t, t.block(), frozen, &mut ()).unwrap();
-    }
-    frozen.into_iter().for_each(|frozen| host.thaw(frozen));
-    ts.iter().for_each(|t| host.check(&t.to_layout()).unwrap());
+    for tails in SCHEMES {
+        let host = host(12, BLOCKS, OrderSet::ALL, tails);
+        let small: Vec<_> = (0..BLOCKS).map(|number| number * 700..number * 700 + 3).collect();
+        let ts: Vec<_> = (0..BLOCKS)
+            .zip(&small)
+            .map(|(number, small)| Transition::new(block(12, number), OrderSet::ALL, Empty, small.clone()))
+            .collect();
+        let plans = ts.iter().map(|t| VmemmapNeeds::plan(&host, t, &t.counts()));
+        let needs = plans.reduce(|sum, one| sum.plus(one).unwrap()).unwrap();
+        let mut held = Held::new(block(12, 0), needs.node, VecStore::default());
+        held.fill(&host, &needs, 0, &host).unwrap();
+        host.limit(Some(0));
+        let mut atoms: Vec<_> = ts.iter().map(|t| Atom::split(t.by_ref(), t.block())).collect();
+        let remapped = Commit::freeze(&host, &host, &mut atoms, held.lend(), 1).unwrap().remap().unwrap();
+        assert_eq!(remapped.cancel().keep(&host).released, needs.fresh);
+        ts.iter().for_each(|t| host.check(&t.from_layout()).unwrap());
+        let done = commit(&host, &mut atoms, &mut held, &mut || ());
+        assert_eq!((done.flushes, done.vmemmap.fresh), (1, needs.fresh));
+        assert!(held.is_empty(&host));
+        ts.iter().for_each(|t| host.check(&t.to_layout()).unwrap());
 
-    let mut frozen: Vec<_> = ts.iter().map(|t| host.freeze(t.block(), 1).unwrap()).collect();
-    let mut replaced = 0;
-    for (t, frozen) in ts.iter().zip(&mut frozen) {
-        folio_split::commit_merge(&host, &t.reversed(), t.block(), frozen).unwrap();
-        replaced += apply_merge(&host, &t.reversed(), t.block()).unwrap().replaced;
+        let back: Vec<_> = ts.iter().map(Transition::reversed).collect();
+        let mut atoms: Vec<_> = back.iter().map(|t| Atom::merge(t.by_ref(), t.block())).collect();
+        let remapped = Commit::freeze(&host, &host, &mut atoms, held.lend(), 1).unwrap().remap().unwrap();
+        let _ = remapped.cancel().release(&host);
+        ts.iter().for_each(|t| host.check(&t.to_layout()).unwrap());
+        let done = commit(&host, &mut atoms, &mut held, &mut || ());
+        assert_eq!((done.flushes, done.released), (1, needs.fresh));
+        ts.iter().for_each(|t| host.check(&t.from_layout()).unwrap());
+        host.limit(None);
+        let _ = held.release(&host, &host);
+        assert_eq!(u64::from(host.outstanding()[FrameKind::Vmemmap]), BLOCKS);
     }
-    let flushed = host.flush();
-    frozen.into_iter().for_each(|frozen| host.thaw(frozen));
-    let released: u64 = ts.iter().map(|t| host.release(t.block(), &flushed, &host)).sum();
-    assert_eq!(released, replaced);
-    ts.iter().for_each(|t| host.check(&t.from_layout()).unwrap());
-    assert_eq!(u64::from(host.outstanding()[FrameKind::Vmemmap]), BLOCKS);
 }
 
 /// All pages back, as before the optimization; and optimized again.
 #[test]
 fn a_block_gets_its_whole_vmemmap_back() {
-    for small in [0..0, 77..90] {
-        let host = host(12, 1, OrderSet::ALL);
+    for (small, tails) in [(0..0, SCHEMES[0]), (77..90, SCHEMES[0]), (77..90, SCHEMES[1])] {
+        let host = host(12, 1, OrderSet::ALL, tails);
         let t = Transition::new(block(12, 0), OrderSet::ALL, Empty, small);
         carry_out(&host, &t, || ());
         let layout = t.to_layout();
-        let need = pages_to_restore(&host, &layout);
-        let mut store = VecStore::default();
-        let needs = FrameNeeds::of(FrameKind::Vmemmap, u32::try_from(need).unwrap());
-        assert!(restore(&host, &layout, &mut store).is_err());
-        reserve(&needs, t.block().base().hpa(), &host, &mut store).unwrap();
-        let frozen = host.freeze(t.block(), 1).unwrap();
-        assert_eq!(restore(&host, &layout, &mut store).unwrap().fresh, need);
-        let _ = host.flush();
-        host.thaw(frozen);
+        let needs = VmemmapNeeds::to_restore(&host, &layout);
+        let mut held = Held::new(t.block(), needs.node, VecStore::default());
+        assert!(restore(&host, &host, &layout, 1, held.lend().pages).is_err());
+        held.fill(&host, &needs, 0, &host).unwrap();
+        let need = needs.fresh;
+        assert_eq!(restore(&host, &host, &layout, 1, held.lend().pages).unwrap().vmemmap.fresh, need);
+        assert!(held.is_empty(&host));
         assert!(!host.is_optimized(t.block()));
         assert_eq!(host.outstanding()[FrameKind::Vmemmap], 64);
         host.check(&layout).unwrap();
-        let frozen = host.freeze(t.block(), 1).unwrap();
-        assert_eq!(optimize(&host, &layout).unwrap().replaced, need);
-        let flushed = host.flush();
-        host.thaw(frozen);
-        assert_eq!(host.release(t.block(), &flushed, &host), need);
+        assert_eq!(optimize(&host, &host, &layout, 1, &host).unwrap().released, need);
         host.check(&layout).unwrap();
     }
 }
@@ -137,7 +138,7 @@ fn a_stray_store_to_a_tail_faults() {
     const NAME: &str = "VMEMMAP_SCRIBBLE";
     let at = |page: u64| Pfn::new(block(9, 0).base().raw() + page).unwrap();
     if let Ok(page) = std::env::var(NAME) {
-        host(9, 1, OrderSet::HUGETLB).scribble(at(page.parse().unwrap()));
+        host(9, 1, OrderSet::HUGETLB, TailScheme::PerOrder).scribble(at(page.parse().unwrap()));
         std::process::exit(42);
     }
     let run = |page: u64| {
@@ -156,25 +157,53 @@ fn a_stray_store_to_a_tail_faults() {
 }
 
 #[test]
-fn too_many_mappings_are_refused_in_words() {
+fn what_is_not_possible_is_refused_in_words() {
     // 1 TiB takes 2^22 mappings, and an order of magnitude more than any system allows.
-    match MmapHost::new(block(18, 0), 1 << 22, 0) {
+    match MmapHost::new(block(18, 0), 1 << 22, 0, TailScheme::PerOrder) {
         Err(error @ SetupError::Maps { needed, limit, .. }) => {
             assert!(needed > limit);
             assert!(error.to_string().contains("vm.max_map_count"), "{error}");
         }
         other => panic!("{other:?}"),
     }
-    assert!(matches!(MmapHost::new(block(3, 0), 1, 0), Err(SetupError::TooSmall { order: 3 })));
+    let small = MmapHost::new(block(3, 0), 1, 0, TailScheme::PerOrder);
+    assert!(matches!(small, Err(SetupError::TooSmall { order: 3 })));
+    let tails = MmapHost::new(block(9, 0), 1, 0, TailScheme::OrderFree);
+    assert!(matches!(tails, Err(SetupError::Tails { tails: TailScheme::OrderFree })));
 }
 
 #[test]
 fn the_check_sees_a_wrong_template() {
-    let host = host(9, 1, OrderSet::ALL);
+    let host = host(9, 1, OrderSet::ALL, TailScheme::PerOrder);
     let layout = FolioLayout::new(block(9, 0), OrderSet::ALL, Empty);
     let tail = vmemmap_prealloc::Tail::Template(Order::new(8).unwrap());
-    host.map_tail(vmemmap_prealloc::VmemmapPage { block: block(9, 0), index: 3 }, tail);
+    host.map_tail(VmemmapPage { block: block(9, 0), index: 3 }, tail);
     assert!(host.check(&layout).is_err());
     let state = host.state(Pfn::new(block(9, 0).base().raw() + 200).unwrap());
     assert_eq!(state, Some(State::Tail(8)));
+}
+
+/// What is left of a merge whose second round never came goes away with the next split.
+#[test]
+fn a_merge_left_half_done() {
+    let host = host(12, 1, OrderSet::ALL, TailScheme::SharedWithHead);
+    let share = Transition::new(block(12, 0), OrderSet::ALL, Empty, 700..703);
+    carry_out(&host, &share, || ());
+    let back = share.reversed();
+    let mut held = reserve(&host, &back).1;
+    let mut atoms = [Atom::merge(back.by_ref(), block(12, 0))];
+    let commit = Commit::freeze(&host, &host, &mut atoms, held.lend(), 1).unwrap();
+    let thawed = commit.remap().unwrap().finish();
+    assert_eq!(thawed.waits(), 1);
+    let _ = thawed.release(&host);
+    let own = |host: &MmapHost| host.outstanding()[FrameKind::Vmemmap];
+    assert_eq!(own(&host), 7);
+    let (needs, mut held) = reserve(&host, &share);
+    let done = common::commit(&host, &mut [Atom::split(share.by_ref(), block(12, 0))], &mut held, &mut || ());
+    let _ = held.release(&host, &host);
+    assert_eq!((done.released, own(&host)), (needs.fresh, 7));
+    host.check(&share.to_layout()).unwrap();
+    carry_out(&host, &back, || ());
+    host.check(&back.to_layout()).unwrap();
+    assert_eq!(own(&host), 1);
 }

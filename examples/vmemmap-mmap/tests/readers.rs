@@ -10,15 +10,14 @@
 
 mod common;
 
-use common::{block, carry_out, host};
-use folio_split::{Change, Empty, FolioBackend, Order, OrderSet, PageSet, Pfn, Transition};
-use sept_core::{FrameKind, FrameStore, test_util::VecStore};
+use common::{block, carry_out, commit, host, reserve};
+use folio_split::{Empty, Order, OrderSet, PageSet, Pfn, Transition};
 use std::sync::{
     Barrier,
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 use vmemmap_mmap::MmapHost;
-use vmemmap_prealloc::{VmemmapBackend, VmemmapNeeds, apply_merge, apply_split, reserve};
+use vmemmap_prealloc::{Atom, Commit, TailScheme};
 
 /// What writer and readers tell each other.
 #[derive(Default)]
@@ -79,44 +78,34 @@ impl Signals {
     }
 }
 
-/// Everything that a transition does, and back, inside one freeze.
-fn turned_round<A: PageSet, B: PageSet>(
-    host: &MmapHost,
-    t: &Transition<A, B>,
-    metadata: bool,
-    mut refused: impl FnMut(),
-) {
-    let needs = VmemmapNeeds::plan(host, t, &t.counts());
-    let mut store = VecStore::default();
-    reserve(&needs.frames(), t.block().base().hpa(), host, &mut store).unwrap();
+/// Everything that a transition does, with no memory but what was planned: cancelled with all entries written, and carried
+/// out together, and undone.
+fn turned_round<A: PageSet, B: PageSet>(host: &MmapHost, t: &Transition<A, B>, mut refused: impl FnMut()) {
+    let (needs, mut held) = reserve(host, t);
+    let back = t.reversed();
     // Nothing more is to be had.
     host.limit(Some(0));
-    for change in t.changes(0..t.block().pages()) {
-        let Change::Split(whole) = change else { continue };
-        let mut frozen = loop {
-            match host.freeze(whole, 4) {
-                Ok(frozen) => break frozen,
-                Err(_) => refused(),
-            }
-        };
-        let applied = apply_split(host, t, whole, &mut store).unwrap();
-        let _ = host.flush();
-        if metadata {
-            folio_split::commit_split(host, t, whole, &mut frozen, &mut ()).unwrap();
-            folio_split::commit_merge(host, &t.reversed(), whole, &mut frozen).unwrap();
+    let mut atoms: Vec<_> =
+        t.changes(0..t.block().pages()).map(|change| Atom::new(t.by_ref(), change)).collect();
+    let cancelled = loop {
+        match Commit::freeze(host, host, &mut atoms, held.lend(), 4) {
+            Ok(commit) => break commit.remap().unwrap().cancel().keep(host),
+            Err(_) => refused(),
         }
-        assert_eq!(apply_merge(host, &t.reversed(), whole).unwrap().replaced, applied.fresh);
-        let flushed = host.flush();
-        host.thaw(frozen);
-        assert_eq!(host.release(t.block(), &flushed, host), applied.fresh);
-    }
+    };
+    assert_eq!((cancelled.released, held.pages_left()), (needs.fresh, needs.fresh));
+    commit(host, &mut atoms, &mut held, &mut refused);
+    assert_eq!(held.pages_left(), needs.released);
+    let mut atoms: Vec<_> =
+        back.changes(0..t.block().pages()).map(|change| Atom::new(back.by_ref(), change)).collect();
+    commit(host, &mut atoms, &mut held, &mut refused);
+    assert_eq!(held.pages_left(), needs.fresh);
     host.limit(None);
-    vmemmap_prealloc::give_back(&needs.frames(), host, &mut store);
-    assert_eq!(store.count(FrameKind::Vmemmap), 0);
+    let _ = held.release(host, host);
 }
 
-fn run(order: u8, orders: OrderSet, rounds: u64, readers: usize) {
-    let host = host(order, 1, orders);
+fn run(order: u8, orders: OrderSet, tails: TailScheme, rounds: u64, readers: usize) {
+    let host = host(order, 1, orders, tails);
     let start = host.outstanding();
     let (signals, barrier) = (Signals::default(), Barrier::new(readers + 1));
     let pages = 1_u64 << order;
@@ -143,7 +132,7 @@ fn run(order: u8, orders: OrderSet, rounds: u64, readers: usize) {
                 _ => Vec::new(),
             };
             let t = Transition::new(block(order, 0), orders, now.as_slice(), next.as_slice());
-            turned_round(&host, &t, round % 2 == 0, || signals.refused(&mut times));
+            turned_round(&host, &t, || signals.refused(&mut times));
             carry_out(&host, &t, || signals.refused(&mut times));
             signals.pause.store(false, Ordering::SeqCst);
             now = next;
@@ -160,12 +149,14 @@ fn run(order: u8, orders: OrderSet, rounds: u64, readers: usize) {
 
 #[test]
 fn no_reader_gets_a_head_that_does_not_cover_its_page() {
-    run(9, OrderSet::ALL, 300, 2);
     let some = OrderSet::new([0, 3, 7, 10, 12].map(|order| Order::new(order).unwrap())).unwrap();
-    run(12, some, 60, 2);
+    for tails in common::SCHEMES {
+        run(9, OrderSet::ALL, tails, 150, 2);
+        run(12, some, tails, 30, 2);
+    }
 }
 
 #[test]
 fn one_gigabyte() {
-    run(18, OrderSet::HUGETLB, 3, 1);
+    run(18, OrderSet::HUGETLB, TailScheme::PerOrder, 2, 1);
 }

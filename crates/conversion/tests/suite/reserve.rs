@@ -7,7 +7,7 @@ use crate::common::{
     world::World,
 };
 use gpa_conversion::{Needs, Operation, Plan, PlanError, Refusal, Request, Reservation, ReserveError};
-use sept_core::{Class, Classify, FrameKind, FrameSource, FrameStore as _, Hpa};
+use sept_core::{Class, Classify, FrameKind, FrameSource, FrameStore as _, Hpa, Short};
 
 #[test]
 fn every_allocation_fails_once() {
@@ -24,12 +24,12 @@ fn every_allocation_fails_once() {
                 host.pool.fail_after(Some(fail));
                 let refused = plan.reserve(&host, &host.pool, Store::default()).unwrap_err();
                 host.pool.fail_after(None);
-                assert!(matches!(refused.error, ReserveError::Frames { .. }));
+                assert!(matches!(refused.error, ReserveError::Frames(Short { full: false, .. })));
                 assert_eq!((refused.error.class(), refused.held.counts().total()), (Class::Retry, 0));
                 assert_eq!(host.image(), before);
                 let room = u32::try_from(fail).unwrap();
                 let refused = plan.reserve(&host, &host.pool, Store::with_room(room)).unwrap_err();
-                assert!(matches!(refused.error, ReserveError::Storage { .. }));
+                assert!(matches!(refused.error, ReserveError::Frames(Short { full: true, .. })));
                 assert_eq!(refused.held.counts().total(), 0);
                 assert_eq!(host.image(), before);
             }

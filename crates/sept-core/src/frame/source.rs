@@ -9,7 +9,8 @@ use crate::{Class, Classify, Hpa};
 /// [`FrameKind::TeeMetadata`] comes *ready*: its cache lines are clean and, where the TEE keeps metadata per
 /// 2 MiB region (Dynamic PAMT), the source has seen to that region.
 pub trait FrameSource {
-    /// A 4 KiB frame for `kind`, on the NUMA node of `near` if there is a choice.
+    /// A 4 KiB frame for `kind`, on the NUMA node of `near`. Where that has none, the source decides: a frame of another
+    /// node, or `None`.
     fn take(&self, kind: FrameKind, near: Hpa) -> Option<Frame>;
 
     /// Takes a frame back. Cannot fail.
@@ -49,17 +50,21 @@ pub trait FrameStore {
     fn fill(&mut self, need: &FrameNeeds, near: Hpa, from: &dyn FrameSource) -> Result<(), Short> {
         let mut taken = FrameNeeds::NONE;
         for kind in FrameKind::ALL {
-            while self.count(kind) < need[kind] {
-                let put = match from.take(kind, near) {
-                    Some(frame) => self.put(kind, frame).map_err(|frame| from.give(kind, frame)),
-                    None => Err(()),
+            for _ in self.count(kind)..need[kind] {
+                let full = match from.take(kind, near).map(|frame| self.put(kind, frame)) {
+                    Some(Ok(())) => {
+                        taken[kind] = taken[kind].saturating_add(1);
+                        continue;
+                    }
+                    Some(Err(frame)) => {
+                        from.give(kind, frame);
+                        true
+                    }
+                    None => false,
                 };
-                if put.is_err() {
-                    let short = Short { kind, got: self.count(kind), need: need[kind] };
-                    self.drain(&taken, from);
-                    return Err(short);
-                }
-                taken[kind] = taken[kind].saturating_add(1);
+                let short = Short { kind, got: self.count(kind), need: need[kind], full };
+                self.drain(&taken, from);
+                return Err(short);
             }
         }
         Ok(())
@@ -87,7 +92,7 @@ pub trait FrameStore {
 
 /// Frames could not be reserved: the source has none left, or the storage is full. Nothing was reserved.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{got} of {need} frames for a {kind}")]
+#[error("{got} of {need} frames for a {kind} (storage full: {full})")]
 #[expect(clippy::exhaustive_structs, reason = "all there is to say")]
 pub struct Short {
     /// What the frame was for.
@@ -96,10 +101,12 @@ pub struct Short {
     pub got: u32,
     /// How many there must be.
     pub need: u32,
+    /// Whether it was the storage that had no room.
+    pub full: bool,
 }
 
 impl Classify for Short {
     fn class(&self) -> Class {
-        Class::Retry
+        if self.full { Class::Caller } else { Class::Retry }
     }
 }

@@ -77,6 +77,12 @@ impl SideWord {
     }
 }
 
+/// Entries of a table.
+pub(crate) const FANOUT: u16 = 512;
+
+/// Cache lines of a table.
+pub(crate) const LINES: u16 = 64;
+
 /// Access to table frames by physical address.
 ///
 /// # Safety

@@ -1,6 +1,7 @@
 //! The invariants of a table, checked over all of it.
 
-use super::{SecurePageTable, resize::FANOUT};
+use super::SecurePageTable;
+use crate::memory::FANOUT;
 use crate::{
     Entry, External, FenceOrder, Format, Gpa, GpaEntry, Hpa, LeafState, Level, SideWord, TableMemory, Word,
 };

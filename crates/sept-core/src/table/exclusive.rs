@@ -5,7 +5,10 @@
 //! exclusive access in the writer section. An MMU may be walking all the while: words change by single stores, and
 //! what it may have cached is owed a fence ([`Unmapped`], [`Obligation`]).
 
-use super::{Fenced, Obligation, SecurePageTable, TableError, change::occupied, walk::Slot};
+use super::{
+    Fenced, Obligation, SecurePageTable, TableError,
+    walk::{Slot, occupied},
+};
 use crate::{
     Entry, External, Fill, Format, Frame, FrameStore, GpaEntry, HardwareWalked, HostOwned, Hpa, Level,
     Returned, SideWord, TableMemory, Word,
@@ -13,6 +16,39 @@ use crate::{
 use core::{cell::Cell, fmt, ops::Deref, sync::atomic::Ordering};
 
 /// A table that only this thread can reach. Everything that takes a [`SecurePageTable`] by reference works on it too.
+///
+/// ```
+/// use sept_core::test_util::{Arena, FramePool, Kick, RamLedger, VecStore};
+/// use sept_core::{
+///     Direct, Fill, FrameKind, FrameSource, FrameStore, FrameNeeds, Gpa, GpaEntry, Hpa, Level, SecurePageTable, X86,
+///     X86Config,
+/// };
+/// # let base = Hpa::new(0x10_0000).unwrap();
+/// # let pool = FramePool::new(base, 8);
+/// # let root = pool.take(FrameKind::MirrorTable, base).unwrap();
+/// # let arena = Arena::new(base, 8, Box::new(|_, _| {}));
+/// # let ram = RamLedger::new(Hpa::new(0x4000_0000).unwrap(), 512);
+/// let flush = Direct::new(Kick::new(|| (), || true));
+/// let mut table = SecurePageTable::<X86, _, _>::new(X86Config::NESTED_4, arena, flush, root);
+/// let at = GpaEntry::containing(Gpa::new(0x20_0000).unwrap(), Level::L2M);
+/// let page = ram.lend(Hpa::new(0x4000_0000).unwrap(), Level::L2M).unwrap();
+/// let mut store = VecStore::default();
+/// store.fill(&FrameNeeds::of(FrameKind::MirrorTable, 3), base, &pool).unwrap();
+///
+/// let mut owed = table.obligation();
+/// let mut alone = table.exclusive();
+/// alone.map_linking(at, page, Fill::OnAccept, &mut store).unwrap(); // two tables lead there
+/// alone.split(at, &mut store).unwrap();
+/// alone.merge(at, &mut owed).unwrap();
+/// let unmapped = alone.unmap(at, &mut owed).unwrap();
+///
+/// // What CPUs may still have cached becomes memory again after a fence.
+/// let ticket = table.fence().unwrap();
+/// let fence = table.fenced(&ticket).unwrap();
+/// ram.take_back(table.take(unmapped, &fence).unwrap()).unwrap();
+/// let freed = table.settle(owed, &fence.quiet(), &pool).unwrap();
+/// assert_eq!(freed[FrameKind::MirrorTable], 3); // the merged table, and the two left empty
+/// ```
 pub struct Exclusive<'t, F: Format, M: TableMemory, X: External> {
     table: &'t mut SecurePageTable<F, M, X>,
     /// Where the last walk came to. Forgotten when a table leaves, and when anything is done through the shared table.

@@ -8,7 +8,7 @@
 //! leaf with one store. The guest never faults. The table stays in the MMU's caches until a fence, which settling it asks
 //! for. With [`Exclusive`](super::Exclusive) access there is nobody to wait for.
 
-use super::{Fenced, Obligation, Quiet, SecurePageTable, TableError, change::occupied};
+use super::{Fenced, Obligation, Quiet, SecurePageTable, TableError, walk::occupied};
 use crate::{
     Donated, Entry, External, Format, FrameStore, GpaEntry, HardwareWalked, HostOwned, Stamp, TableMemory,
 };

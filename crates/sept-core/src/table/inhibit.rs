@@ -5,7 +5,7 @@
 //! do so once no page below is pending. The mark stands in the free entry or table itself and survives linking, blocking and
 //! unlinking; it costs no memory.
 
-use super::{SecurePageTable, TableError, change::occupied};
+use super::{SecurePageTable, TableError, walk::occupied};
 use crate::{Entry, External, Format, GpaEntry, TableMemory};
 
 impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {

@@ -1,33 +1,14 @@
-//! The secure page table: a host-side mirror that drives the TEE's own table.
+//! The secure page table. [`SecurePageTable`] states the protocol: who may write an entry, where the fence stands, when a
+//! frame may be reused.
 //!
-//! # Protocol
-//!
-//! *Who may write an entry.* Whoever turned it into *being changed* by compare-exchange. That thread makes the call
-//! into the TEE and then publishes the outcome with one release store. Anybody else who meets such an entry gets
-//! [`TableError::Contended`] and tries again; readers never wait. So two calls into the TEE never concern one entry,
-//! and calls on different entries run in parallel.
-//!
-//! *Removal has one shape*: block, fence, take. A blocked entry keeps naming its page. [`SecurePageTable::fence`]
-//! starts a fence for everything blocked before it, [`SecurePageTable::fenced`] polls it and gives a [`Fenced`] proof
-//! for the whole batch, and split, merge, remove, unlink and unblock refuse an entry that the proof does not cover.
-//!
-//! *When a frame may be reused.* A page taken out of the table is [`Tainted`] until its caches are written back and it
-//! is overwritten ([`SecurePageTable::reclaim`]). A table that was unlinked or merged may still be read by a software
-//! walk, so it goes into an [`Obligation`], chained through side words that no walker reads; the obligation turns into
-//! frames again in [`SecurePageTable::settle`], after a grace period. Every operation here holds a
-//! [`TableMemory::Pin`] while it walks, which is what a grace period waits for. It is also why nobody can change
-//! anything below a table that is blocked and fenced: changes that began earlier have ended, later ones stop at the
-//! blocked entry, and readers that go on below it only read. So a merge or an unlink may look at the entries below
-//! first and freeze the table's entry then: if it is still the same word under the same proof, nothing below changed.
-//!
-//! *Why no fence is credited with too much.* An entry is stamped with the number of fences started, read after the TEE
-//! blocked it and before it is published; a fence draws its number before the TEE starts it. Both are updates of one
-//! counter, so a fence with the stamp's number or a later one has seen the block. A walk that begins after such a
-//! fence meets the entry frozen or blocked, never as it was.
-//!
-//! *Memory.* Tables come out of a [`FrameStore`] that was filled before; nothing here allocates. The side words of a
-//! mirror table are the ledger of what stands behind it: the TEE returns addresses, the table compares them with its
-//! ledger and only then makes frames of them.
+//! | file | what is in it |
+//! |---|---|
+//! | `walk`, `translate`, `entries`, `runs` | reading |
+//! | `change`, `link`, `resize`, `inhibit` | changes of one entry, beside other threads |
+//! | `in_place`, `exclusive` | changes where no TEE is, or nobody else |
+//! | `range` | plans and operations on ranges |
+//! | `fences`, `obligation`, `teardown` | what must happen before memory is reused |
+//! | `audit` | the invariants |
 
 mod audit;
 mod change;
@@ -36,11 +17,13 @@ mod exclusive;
 mod fences;
 mod in_place;
 mod inhibit;
+mod link;
 mod obligation;
 mod range;
 mod resize;
 mod runs;
 mod teardown;
+mod translate;
 mod walk;
 
 pub use audit::{Broken, Census, Flaw};
@@ -54,7 +37,8 @@ pub use range::{
 };
 pub use runs::{Run, Runs};
 pub use teardown::{Teardown, Torn};
-pub use walk::{Found, Translation, Walker};
+pub use translate::{Translation, Walker};
+pub use walk::Found;
 
 use crate::{
     Class, Classify, Entry, External, Format, Frame, FrameNeeds, Gpa, GpaEntry, Hpa, Level, Permissions,
@@ -62,9 +46,47 @@ use crate::{
 };
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// A secure page table: mirror of format `F` in memory `M`, in front of the TEE's table `X`.
+/// A secure page table: format `F` in memory `M`, in front of the TEE's table `X`.
 ///
-/// Shared by reference between threads; see the protocol in the source of this module. Dropping it frees nothing.
+/// Shared by reference between threads. Dropping it frees nothing. `{:?}` prints what it maps as [`Run`]s.
+///
+/// # Protocol
+///
+/// *Who may write an entry.* Whoever turned it into *being changed* by compare-exchange. That thread makes the call
+/// into the TEE and then publishes the outcome with one release store. Anybody else who meets such an entry gets
+/// [`TableError::Contended`] and tries again; readers never wait. So two calls into the TEE never concern one entry,
+/// and calls on different entries run in parallel. Without a TEE there is nothing between the two: an entry changes in one
+/// compare-exchange. Bits that an MMU sets meanwhile are no contention; they are kept.
+///
+/// *Removal has one shape*: block, fence, take. A blocked entry keeps naming its page. [`SecurePageTable::fence`]
+/// starts a fence for everything blocked before it, [`SecurePageTable::fenced`] polls it and gives a [`Fenced`] proof
+/// for the whole batch, and split, merge, remove, unlink and unblock refuse an entry that the proof does not cover.
+///
+/// *Where the fence stands* is the format's ([`FenceOrder`](crate::FenceOrder)). A table that an MMU walks is split and
+/// merged under the running guest and fenced afterwards: a split owes nothing, since the old translation says the same; a
+/// merge first *closes* the table to operations ([`SecurePageTable::close`]), which hides nothing from the guest, and the table
+/// that it takes out waits for a fence.
+///
+/// *When a frame may be reused.* A page taken out of the table is [`Tainted`](crate::Tainted) until its caches are written back
+/// and it is overwritten ([`SecurePageTable::reclaim`]); without a TEE it is a frame once a fence has ended
+/// ([`SecurePageTable::take`]). A table that was unlinked or merged may still be read by a software walk, so it goes into an
+/// [`Obligation`], chained through side words that no walker reads; the obligation turns into frames again in
+/// [`SecurePageTable::settle`], after a grace period or a fence. Every operation here holds a
+/// [`TableMemory::Pin`] while it walks, which is what a grace period waits for. It is also why nobody can change
+/// anything below a table that is blocked and fenced, or closed and quiet: changes that began earlier have ended, later ones
+/// stop at the entry, and readers that go on below it only read. So a merge or an unlink may look at the entries below
+/// first and freeze the table's entry then: if it is still the same word under the same proof, nothing below changed.
+///
+/// *Why no fence is credited with too much.* An entry is stamped with the number of fences started, read after it was
+/// hidden and before it is published; a fence draws its number before it starts. Both are updates of one counter, so a
+/// fence with the stamp's number or a later one has seen the block. A walk that begins after such a fence meets the entry
+/// frozen or blocked, never as it was.
+///
+/// *Memory.* Tables come out of a [`FrameStore`](crate::FrameStore) that was filled before; nothing here allocates. The side
+/// words of a table are the ledger of what stands behind it: the TEE returns addresses, the table compares them with its
+/// ledger and only then makes frames of them.
+///
+/// *Alone.* [`Exclusive`] is the table by `&mut`: no other walk, no pin to wait for, plain stores. An MMU may still be walking.
 pub struct SecurePageTable<F: Format, M: TableMemory, X: External> {
     root: Hpa,
     config: F::Config,

@@ -1,9 +1,7 @@
 //! Tables that left the tree but may still be read by a software walk.
 
-use super::{
-    Quiet, SecurePageTable, TableError,
-    resize::{FANOUT, LINES},
-};
+use super::{Quiet, SecurePageTable, TableError};
+use crate::memory::{FANOUT, LINES};
 use crate::{
     CacheKey, Donated, Entry, External, Format, Frame, FrameKind, FrameNeeds, FrameSource, Frames, Gpa,
     GpaEntry, HostOwned, Hpa, Level, SideWord, TableMemory, Tainted, Word,

@@ -6,7 +6,7 @@ use super::{
     template_key,
     tree::Tree,
 };
-use crate::{Geometry, Tail, TailScheme};
+use crate::{Geometry, NumaNode, Tail, TailScheme};
 use folio_split::{Order, Pfn, PfnBlock};
 use std::{
     boxed::Box,
@@ -91,6 +91,7 @@ pub(super) struct Block {
     /// Order of its folios when it was added.
     top: Order,
     pub(super) optimized: bool,
+    pub(super) node: NumaNode,
     /// Boot memory that holds the `struct page`s of a plain block; `None` until one is written.
     flat: Option<Box<[StructPage]>>,
     pub(super) entries: Entries,
@@ -116,6 +117,7 @@ impl Block {
             block,
             top,
             optimized,
+            node: NumaNode::default(),
             flat: None,
             entries: Entries::new(entries),
             replaced: Vec::new(),

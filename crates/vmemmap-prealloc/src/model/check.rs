@@ -6,7 +6,7 @@ use super::{
     page::{STRUCTS, base_refs},
 };
 use crate::TailScheme;
-use folio_split::{FolioLayout, IndexModel, PageSet, PfnBlock, XArray};
+use folio_split::{CostModel, FolioLayout, PageSet, PfnBlock, XArray};
 use std::{collections::HashSet, format, string::String};
 
 impl HostModel {
@@ -31,7 +31,7 @@ impl HostModel {
         match &block.tree {
             Some(tree) => {
                 tree.check(name, &mut layout.folios(0))?;
-                let (have, want) = (tree.nodes(), XArray::LINUX.nodes(&counts));
+                let (have, want) = (tree.nodes(), XArray::LINUX.units(&counts));
                 if have != want {
                     return Err(format!("{name} has {have} index nodes, not {want}"));
                 }

@@ -5,7 +5,7 @@ use super::{
     block::tail_value,
     page::{base_refs, frozen},
 };
-use folio_split::{FolioBackend, IndexModel, OutOfNodes, Pfn, PfnBlock, Pinned, XArray};
+use folio_split::{CostModel, FolioBackend, OutOfNodes, Pfn, PfnBlock, Pinned, XArray};
 use std::{format, vec::Vec};
 
 /// Reserved index nodes of the model.
@@ -67,7 +67,7 @@ impl FolioBackend for HostModel {
     type Nodes = Nodes;
     type Frozen = Frozen;
 
-    fn index(&self) -> &dyn IndexModel {
+    fn index(&self) -> &dyn CostModel {
         &XArray::LINUX
     }
 
@@ -135,7 +135,7 @@ impl FolioBackend for HostModel {
         }
     }
 
-    fn merge(&self, frozen: &mut Frozen, whole: PfnBlock) -> u64 {
+    fn merge(&self, frozen: &mut Frozen, whole: PfnBlock, nodes: &mut Nodes) -> u64 {
         let mut state = self.lock();
         let Some((base, _)) = state.locate(whole.base()) else { return 0 };
         if frozen.whole != whole {
@@ -148,9 +148,8 @@ impl FolioBackend for HostModel {
         match freed {
             Ok(freed) => {
                 state.counters.index_nodes -= freed;
-                if let Some(limit) = &mut state.node_limit {
-                    *limit += freed;
-                }
+                state.counters.reserved_nodes += freed;
+                nodes.count += freed;
                 freed
             }
             Err(()) => {

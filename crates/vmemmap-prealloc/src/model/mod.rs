@@ -34,7 +34,7 @@ pub use self::{
 };
 
 use self::block::Block;
-use crate::{Geometry, RegisterError, Tail, install_tables};
+use crate::{Geometry, NumaNode, RegisterError, Tail, install_tables};
 use folio_split::{OrderSet, Pfn, PfnBlock};
 use sept_core::{Frame, FrameKind, FrameSource};
 use std::{
@@ -225,6 +225,13 @@ impl HostModel {
         }
         state.blocks.insert(block.base().raw(), new);
         Ok(())
+    }
+
+    /// Says which NUMA node the vmemmap of a block is to come from. Node 0 unless it is said.
+    pub fn set_node(&self, block: PfnBlock, node: NumaNode) {
+        if let Some(block) = self.lock().blocks.get_mut(&block.base().raw()) {
+            block.node = node;
+        }
     }
 
     /// Takes a reference on the folio of `pfn` as a reader does: read the head, try to get it, read the head again.

@@ -6,10 +6,10 @@ use super::{
     page::{Page, STRUCTS, frozen},
     template_key,
 };
-use crate::{Geometry, Tail, VmemmapBackend, VmemmapPage};
+use crate::{Geometry, NumaNode, Tail, VmemmapBackend, VmemmapPage};
 use folio_split::PfnBlock;
-use sept_core::{Frame, FrameKind, FrameSource};
-use std::{boxed::Box, format, vec::Vec};
+use sept_core::Frame;
+use std::{boxed::Box, format};
 
 /// A fresh page of the model's vmemmap.
 #[derive(Debug)]
@@ -66,6 +66,10 @@ impl VmemmapBackend for HostModel {
 
     fn geometry(&self) -> Geometry {
         self.geometry
+    }
+
+    fn node_of(&self, block: PfnBlock) -> NumaNode {
+        self.lock().blocks.get(&block.base().raw()).map_or(NumaNode::default(), |block| block.node)
     }
 
     fn is_optimized(&self, block: PfnBlock) -> bool {
@@ -140,17 +144,24 @@ impl VmemmapBackend for HostModel {
         }
     }
 
+    fn write_tails(&self, at: VmemmapPage, folio: PfnBlock) {
+        let mut state = self.lock();
+        let Some(head) = at.block.offset_of(folio.base()) else { return };
+        let tail = tail_value(Some(self.geometry.tails()), head, folio.order().raw());
+        let first = at.index * STRUCTS as u64;
+        if !(head + 1..head + folio.pages()).contains(&first) {
+            state.violate(format!("{at:?} has no tails of {folio} alone"));
+        }
+        state.write_run(at.block.base().raw(), first, core::iter::repeat_n(tail, STRUCTS));
+    }
+
     fn map_own(&self, at: VmemmapPage, fresh: Fresh) {
         let mut state = self.lock();
-        let base = at.block.base().raw();
         if fresh.at != at || fresh.written != u64::MAX {
             state.violate(format!(
                 "page for {:?} published at {at:?} with {:#x} written",
                 fresh.at, fresh.written
             ));
-        }
-        if state.blocks.get(&base).is_some_and(|block| block.entries.get(at.index) & WRITABLE != 0) {
-            state.violate(format!("entry {} of {} was the block's own already", at.index, at.block));
         }
         let hpa = fresh.frame.hpa().raw();
         state.memory.insert(hpa, Held { frame: fresh.frame, content: fresh.content });
@@ -175,21 +186,16 @@ impl VmemmapBackend for HostModel {
         Flushed(state.epoch)
     }
 
-    fn release(&self, block: PfnBlock, flushed: &Flushed, to: &dyn FrameSource) -> u64 {
+    fn take_replaced(&self, block: PfnBlock, flushed: &Flushed) -> Option<Frame> {
         let mut state = self.lock();
-        let Some(owner) = state.blocks.get_mut(&block.base().raw()) else { return 0 };
-        let (ready, waiting): (Vec<_>, Vec<_>) =
-            core::mem::take(&mut owner.replaced).into_iter().partition(|page| page.epoch < flushed.0);
-        owner.replaced = waiting;
-        let frames: Vec<_> = ready.iter().filter_map(|page| state.memory.remove(&page.hpa)).collect();
-        let count = frames.len() as u64;
-        if count != ready.len() as u64 {
+        let replaced = &mut state.blocks.get_mut(&block.base().raw())?.replaced;
+        let at = replaced.iter().rposition(|page| page.epoch < flushed.0)?;
+        let hpa = replaced.swap_remove(at).hpa;
+        state.counters.replaced_pages -= 1;
+        let held = state.memory.remove(&hpa);
+        if held.is_none() {
             state.violate(format!("a replaced page of {block} had no memory"));
         }
-        state.counters.replaced_pages -= count;
-        // The source may have a lock of its own.
-        drop(state);
-        frames.into_iter().for_each(|held| to.give(FrameKind::Vmemmap, held.frame));
-        count
+        held.map(|held| held.frame)
     }
 }

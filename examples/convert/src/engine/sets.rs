@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use folio_split::PageSet;
+use folio_split::{Line, PageSet};
 
 /// A set of pages of one block.
 #[derive(Clone, Debug, Default)]
@@ -47,8 +47,8 @@ impl PageSet for Bits {
         if self.count == 0 { None } else { self.words.as_slice().next_run(from) }
     }
 
-    fn word(&self, index: u64) -> Option<u64> {
-        Some(usize::try_from(index).ok().and_then(|index| self.words.get(index)).copied().unwrap_or(0))
+    fn line(&self, index: u64, line: &mut Line) -> bool {
+        self.words.as_slice().line(index, line)
     }
 }
 

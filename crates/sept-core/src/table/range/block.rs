@@ -5,7 +5,10 @@
 //! What is blocked stays named in its entries: nothing here is remembered anywhere else.
 
 use super::RangeError;
-use crate::table::{Fenced, Obligation, SecurePageTable, TableError, change::occupied, walk::Slot};
+use crate::table::{
+    Fenced, Obligation, SecurePageTable, TableError,
+    walk::{Slot, occupied},
+};
 use crate::{
     Entry, External, Format, Frame, Gpa, GpaEntry, GpaRange, Level, SideWord, TableMemory, Tainted, Word,
 };

@@ -5,7 +5,11 @@
 //! its entries. With one, table and pages go through [`External`] one by one.
 
 use super::{Committed, Plan, RangeError, Reserved};
-use crate::table::{SecurePageTable, TableError, change::occupied, resize::FANOUT, walk::Slot};
+use crate::memory::FANOUT;
+use crate::table::{
+    SecurePageTable, TableError,
+    walk::{Slot, occupied},
+};
 use crate::{
     Donated, Entry, External, Fill, Format, FrameKind, FrameNeeds, FrameStore, Frames, Gpa, GpaEntry,
     GpaRange, Hpa, Level, Returned, TableMemory, Word,

@@ -5,7 +5,8 @@
 //! block, nothing blocked. The first page that turns out to be pending ends the look at its table.
 
 use super::RangeError;
-use crate::table::{SecurePageTable, TableError, resize::FANOUT};
+use crate::memory::FANOUT;
+use crate::table::{SecurePageTable, TableError};
 use crate::{
     Entry, External, Format, Gpa, GpaEntry, GpaRange, LeafState, Level, Observed, SideWord, TableMemory,
 };

@@ -56,6 +56,39 @@ enum Phase<T> {
 }
 
 /// A range that is being split or merged. Dropping it does nothing: what is blocked stays blocked.
+///
+/// ```
+/// use sept_core::test_util::{Arena, FramePool, MockTee, RamLedger, VecStore};
+/// use sept_core::{
+///     FrameKind, FrameSource, Gpa, GpaRange, Hpa, Level, Plan, Scope, SecurePageTable, TdxConfig, TdxMirror, Turn,
+/// };
+/// # let base = Hpa::new(0x10_0000).unwrap();
+/// # let pool = FramePool::new(base, 64);
+/// # let root = pool.take(FrameKind::MirrorTable, base).unwrap();
+/// # let arena = Arena::new(base, 64, Box::new(|_, _| {}));
+/// # let ram = Hpa::new(0x4000_0000).unwrap();
+/// # let ledger = RamLedger::new(ram, 512);
+/// # let tee = MockTee::new(Level::L512G);
+/// let table = SecurePageTable::<TdxMirror, _, _>::new(TdxConfig::LEVELS_4, arena, tee, root);
+/// let range = GpaRange::new(Gpa::new(0x8000_0000).unwrap(), 2 << 20).unwrap();
+/// let plan = table.plan_map(range, ram, Level::L2M).unwrap();
+/// let reserved = plan.reserve(&pool, VecStore::default()).unwrap();
+/// let page = ledger.lend(ram, Level::L2M).unwrap();
+/// let done = table.map_range(reserved, page.into()).unwrap();
+///
+/// // The guest gives up 12 KiB of it. The page is blocked, fenced, split.
+/// let part = GpaRange::new(Gpa::new(0x8000_5000).unwrap(), 0x3000).unwrap();
+/// let plan = table.plan_split(part, Scope::Ends).unwrap();
+/// assert_eq!((plan.splits(Level::L2M), plan.needs()[FrameKind::TeeTable]), (1, 1));
+/// let mut resize = table.start_split(plan.reserve(&pool, done.rest).unwrap()).unwrap();
+/// let mut owed = table.obligation();
+/// while resize.step(&table, &mut owed).unwrap() != Turn::Done {
+///     // A real host does other work while a fence is under way.
+/// }
+/// let (resized, _storage) = resize.finish().unwrap();
+/// assert_eq!((resized.changed, resized.fences), (1, 1));
+/// assert_eq!(table.external().leaves().len(), 512);
+/// ```
 #[derive(Debug)]
 #[must_use = "entries may be blocked until it is done"]
 pub struct Resize<T, S = ()> {
@@ -159,6 +192,8 @@ impl<T: Copy, S: FrameStore> Resize<T, S> {
         let stopped = RangeError::stopped(at);
         let Some(level) = self.level() else { return Ok(Turn::Done) };
         match self.phase {
+            // What was blocked until it was turned round needs a fence before it can be shown.
+            Phase::Block if self.done.cancelled => self.start_fence(table).map_err(stopped),
             Phase::Block => match self.candidate(table, level, false).map_err(&stopped)? {
                 Some(at) => {
                     if let Err(error) = table.block(at) {
@@ -210,7 +245,6 @@ impl<T: Copy, S: FrameStore> Resize<T, S> {
     pub fn cancel(&mut self) {
         self.done.cancelled = !matches!(self.phase, Phase::Done);
         match self.phase {
-            // What was blocked needs a fence before it can be shown.
             Phase::Block if self.blocked == 0 => self.phase = Phase::Done,
             Phase::Change(fence) => {
                 self.next = 0;

@@ -1,6 +1,5 @@
 //! Needs of every pair of layouts of sixteen pages, against lists of entries, with geometries that have only 2 or 4
 //! `struct page`s to a page.
-#![expect(clippy::arithmetic_side_effects, clippy::unwrap_used, reason = "a test that overflows has failed")]
 
 use folio_split::{FolioLayout, Order, OrderSet, Pfn, PfnBlock, Transition};
 use std::collections::BTreeSet;

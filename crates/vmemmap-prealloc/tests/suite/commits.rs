@@ -1,0 +1,293 @@
+//! Several atoms under one freeze; cancelling and undoing, whatever was done.
+
+use crate::common::{Held, Host, Rng, SCHEMES, Store, add, block, geometry};
+use core::ops::Range;
+use folio_split::{
+    Change, CommitError, Empty, FolioBackend, Order, OrderSet, PageSet, Pfn, PfnBlock, Transition,
+};
+use sept_core::{FrameKind, FrameNeeds};
+use vmemmap_prealloc::{
+    Atom, AtomDone, AtomError, Commit, Geometry, NumaNode, Round, TailScheme, VmemmapBackend, VmemmapNeeds,
+    model::{Counters, Frozen},
+};
+
+type Runs = Vec<Range<u64>>;
+
+/// Numbers that must be the same before and after something that was undone.
+fn state(host: &Host) -> (Counters, FrameNeeds) {
+    (host.model.counters().in_use(), host.pool.outstanding())
+}
+
+fn atoms<A: PageSet, B: PageSet>(t: &Transition<A, B>) -> Vec<Atom<&A, &B, Frozen>> {
+    t.changes(0..u64::MAX).map(|change| Atom::new(t.by_ref(), change)).collect()
+}
+
+/// Blocks that are split and blocks that are merged, one plan, one reservation, one flush.
+#[test]
+fn one_flush_for_several_blocks() {
+    let blocks: Vec<_> = (0..6)
+        .map(|i| PfnBlock::new(Pfn::new((8 + i) << 12).unwrap(), Order::new(12).unwrap()).unwrap())
+        .collect();
+    for tails in [TailScheme::PerOrder, TailScheme::OrderFree] {
+        let host = Host::new(geometry(tails, 1), OrderSet::ALL, &blocks);
+        let Host { model, pool } = &host;
+        let sets: Vec<Runs> = (0..6).map(|i| vec![i * 500..i * 500 + 3]).collect();
+        for (&block, set) in blocks.iter().zip(&sets).skip(3) {
+            host.carry_out(&Transition::new(block, OrderSet::ALL, Empty, set.as_slice()));
+        }
+        let none: Runs = Vec::new();
+        let way = |i: usize| if i < 3 { (&none, &sets[i]) } else { (&sets[i], &none) };
+        let ts: Vec<_> = (0..6)
+            .map(|i| Transition::new(blocks[i], OrderSet::ALL, way(i).0.as_slice(), way(i).1.as_slice()))
+            .collect();
+        let (mut needs, mut nodes) = (VmemmapNeeds::default(), 0);
+        for t in &ts {
+            let counts = t.counts();
+            needs = needs.plus(VmemmapNeeds::plan(model, t, &counts)).unwrap();
+            nodes += counts.delta(model.index()).needed;
+        }
+        assert_eq!(needs.flushes, 6);
+        let mut held = Held::new(blocks[0], needs.node, Store::default());
+        held.fill(model, &needs, nodes, pool).unwrap();
+        host.dry(true);
+        let mut atoms: Vec<_> = ts.iter().flat_map(atoms).collect();
+        assert_eq!(atoms.len(), 6);
+        // Somebody holds a page of the last block: none of the blocks changes.
+        let page = Pfn::new(blocks[5].base().raw() + 2501).unwrap();
+        assert!(model.pin(page));
+        let before = model.counters();
+        let refused = Commit::freeze(model, model, &mut atoms, held.lend(), 3).unwrap_err();
+        assert_eq!(refused.position, 5);
+        assert!(matches!(refused.error, AtomError::Pinned(pinned) if pinned.first == page), "{refused}");
+        assert_eq!(model.counters(), before);
+        assert!(model.unpin(page));
+        ts.iter().for_each(|t| host.check(&t.from_layout()));
+        let mut done = AtomDone::default();
+        host.commit(&mut atoms, &mut held, &mut done);
+        host.dry(false);
+        assert_eq!((done.flushes, done.vmemmap.fresh, done.released), (1, needs.fresh, needs.released));
+        assert_eq!(done.vmemmap.rewrites, needs.rewrites);
+        let _ = held.release(model, pool);
+        ts.iter().for_each(|t| host.check(&t.to_layout()));
+    }
+}
+
+/// A few splits and merges at once, for each scheme.
+fn mixtures(mut each: impl FnMut(&Host, &Runs, &Runs)) {
+    let some = OrderSet::from_bits(0b101_1000_1001).unwrap();
+    for (seed, (tails, orders)) in
+        (1..).zip(SCHEMES.into_iter().flat_map(|tails| [(tails, OrderSet::ALL), (tails, some)]))
+    {
+        let mut rng = Rng(seed);
+        for reserved in 1..3 {
+            let host = Host::new(geometry(tails, reserved), orders, &[block(11)]);
+            let mut now = Vec::new();
+            for _ in 0..5 {
+                let next = rng.runs(4, 1 << 11, 150);
+                each(&host, &now, &next);
+                host.carry_out_together(&Transition::new(block(11), orders, now.as_slice(), next.as_slice()));
+                now = next;
+            }
+        }
+    }
+}
+
+/// After the freeze, and after the entries were written: as before, and everything is in the reservation again.
+#[test]
+fn a_commit_is_cancelled_at_every_point() {
+    let mut cancelled = 0;
+    mixtures(|host, now, next| {
+        let t = Transition::new(block(11), host.model.orders(), now.as_slice(), next.as_slice());
+        let (_, needs, mut held) = host.reserve(&t);
+        host.dry(true);
+        let (before, nodes) = (state(host), held.nodes_left(&host.model));
+        let mut atoms = atoms(&t);
+        for remap in [false, true, true] {
+            let commit = Commit::freeze(&host.model, &host.model, &mut atoms, held.lend(), 1).unwrap();
+            let thawed = if remap { commit.remap().unwrap().cancel() } else { commit.cancel() };
+            assert_eq!(thawed.waits(), 0);
+            assert_eq!(thawed.keep(&host.pool).released, if remap { needs.fresh } else { 0 });
+            assert!(atoms.iter().all(|atom| atom.round() == Round::First));
+            assert_eq!((state(host), held.nodes_left(&host.model)), (before, nodes));
+            assert_eq!(held.pages_left(), needs.fresh);
+            host.check(&t.from_layout());
+            cancelled += u64::from(!atoms.is_empty());
+        }
+        // And the same atoms can still be carried out, and undone.
+        host.commit(&mut atoms, &mut held, &mut AtomDone::default());
+        host.check(&t.to_layout());
+        let back = t.reversed();
+        let mut undo: Vec<_> =
+            back.changes(0..u64::MAX).map(|change| Atom::new(back.by_ref(), change)).collect();
+        host.commit(&mut undo, &mut held, &mut AtomDone::default());
+        assert_eq!((state(host), held.nodes_left(&host.model)), (before, nodes));
+        host.dry(false);
+        let _ = held.release(&host.model, &host.pool);
+        host.check(&t.from_layout());
+    });
+    assert!(cancelled > 50);
+}
+
+/// However many changes of a plan were made, and in whatever order: they can be unmade when there is no memory at all.
+#[test]
+fn every_part_of_a_plan_is_undone_without_memory() {
+    let mut merges = 0;
+    mixtures(|host, now, next| {
+        let t = Transition::new(block(11), host.model.orders(), now.as_slice(), next.as_slice());
+        let back = t.reversed();
+        // Splits first; then the first merge, the second, and so on.
+        let mut changes: Vec<_> = t.changes(0..u64::MAX).collect();
+        changes.sort_by_key(|change| matches!(change, Change::Merge(_)));
+        merges += changes.iter().filter(|change| matches!(change, Change::Merge(_))).count();
+        let (_, needs, mut held) = host.reserve(&t);
+        host.dry(true);
+        let (before, nodes) = (state(host), held.nodes_left(&host.model));
+        for done in 0..=changes.len() {
+            let part = &changes[..done];
+            for &change in part {
+                host.commit(&mut [Atom::new(t.by_ref(), change)], &mut held, &mut AtomDone::default());
+            }
+            for change in part.iter().map(|change| change.reversed()).rev() {
+                host.commit(&mut [Atom::new(back.by_ref(), change)], &mut held, &mut AtomDone::default());
+            }
+            assert_eq!((state(host), held.nodes_left(&host.model)), (before, nodes));
+            assert_eq!(held.pages_left(), needs.fresh);
+            host.check(&t.from_layout());
+        }
+        host.dry(false);
+        let _ = held.release(&host.model, &host.pool);
+    });
+    assert!(merges > 20);
+}
+
+/// Where tails are shared with the head, the folios become one first, and their pages are shared after a grace period.
+#[test]
+fn a_merge_in_two_rounds() {
+    let split = |name| {
+        let host = Host::new(geometry(TailScheme::SharedWithHead, 1), OrderSet::ALL, &[name]);
+        host.carry_out(&Transition::new(name, OrderSet::ALL, Empty, 700..703));
+        host
+    };
+    let name = block(12);
+    let merge = Transition::new(name, OrderSet::ALL, 700..703, Empty);
+    let first = |host: &Host, held: &mut Held, atoms: &mut [Atom<_, _, _>]| {
+        let (model, before) = (&host.model, host.model.counters());
+        let thawed = Commit::freeze(model, model, atoms, held.lend(), 1).unwrap().remap().unwrap().finish();
+        assert_eq!(thawed.waits(), 1);
+        assert_eq!(thawed.keep(&host.pool).vmemmap.entry_writes(), 0);
+        // One folio, for the index and for readers; every page of the vmemmap is still there.
+        assert_eq!(model.index_entry(Pfn::new(name.base().raw() + 701).unwrap()), Some(name));
+        assert_eq!(model.head_of(Pfn::new(name.base().raw() + 701).unwrap()), Some(name.base()));
+        model.check_readers(name).unwrap();
+        let after = model.counters();
+        assert_eq!((after.vmemmap_pages, after.flushes), (before.vmemmap_pages, before.flushes));
+    };
+    let second = |host: &Host, held: &mut Held, atoms: &mut [Atom<_, _, _>]| {
+        let mut done = AtomDone::default();
+        host.commit(atoms, held, &mut done);
+        assert_eq!((done.flushes, done.released, done.nodes_freed), (1, 6, 0));
+        host.check(&merge.to_layout());
+    };
+
+    let host = split(name);
+    let Host { model, pool } = &host;
+    let (_, needs, mut held) = host.reserve(&merge);
+    assert!(needs.grace_period);
+    let mut atoms = [Atom::merge(merge.by_ref(), name)];
+    let before = state(&host);
+    // Cancelled before, in, and after the first round; and in the second.
+    for stage in 0..4 {
+        if stage >= 2 {
+            first(&host, &mut held, &mut atoms);
+        }
+        let commit = Commit::freeze(model, model, &mut atoms, held.lend(), 1).unwrap();
+        let thawed = if stage % 2 == 0 { commit.cancel() } else { commit.remap().unwrap().cancel() };
+        let _ = thawed.keep(pool);
+        assert_eq!(atoms[0].round(), Round::First, "{stage}");
+        assert_eq!(held.nodes_left(model), 0, "{stage}");
+        assert_eq!(state(&host), before, "{stage}");
+        host.check(&merge.from_layout());
+    }
+    // The nodes of the first round have to be there, or the second could not be undone.
+    first(&host, &mut held, &mut atoms);
+    let mut other = Held::new(name, held.node(), Store::default());
+    let refused = Commit::freeze(model, model, &mut atoms, other.lend(), 1).unwrap_err();
+    let nodes = CommitError::Nodes { whole: name, need: held.nodes_left(model), have: 0 };
+    assert_eq!(refused.error, AtomError::Index(nodes));
+    let _ = other.release(model, pool);
+    // A reader takes the folio between the rounds: later, then.
+    let page = Pfn::new(name.base().raw() + 3000).unwrap();
+    assert!(model.pin(page));
+    let refused = Commit::freeze(model, model, &mut atoms, held.lend(), 1).unwrap_err();
+    assert!(matches!(refused.error, AtomError::Pinned(_)));
+    assert!(model.unpin(page));
+    second(&host, &mut held, &mut atoms);
+    let _ = held.release(model, pool);
+
+    // The second round never comes: a split finds pages of its own where it brings some, and gives the old ones back.
+    let host = split(name);
+    let mut held = host.reserve(&merge).2;
+    first(&host, &mut held, &mut [Atom::merge(merge.by_ref(), name)]);
+    let _ = held.release(&host.model, &host.pool);
+    let again = Transition::new(name, OrderSet::ALL, Empty, 700..703);
+    let (_, needs, mut held) = host.reserve(&again);
+    let mut done = AtomDone::default();
+    let mut atoms = [Atom::split(again.by_ref(), name)];
+    let commit = Commit::freeze(&host.model, &host.model, &mut atoms, held.lend(), 1).unwrap();
+    add(&mut done, commit.remap().unwrap().finish().release(&host.pool));
+    assert_eq!((done.vmemmap.fresh, done.released), (needs.fresh, needs.fresh));
+    let _ = held.release(&host.model, &host.pool);
+    host.check(&again.to_layout());
+    assert_eq!(u64::from(host.pool.outstanding()[FrameKind::Vmemmap]), host.model.counters().vmemmap_pages);
+    assert!(host.model.is_optimized(name));
+}
+
+/// Two blocks between their rounds, and a reader that holds the second of them.
+#[test]
+fn a_refused_second_round_changes_nothing() {
+    let blocks = [5, 6].map(|i| PfnBlock::new(Pfn::new(i << 12).unwrap(), Order::new(12).unwrap()).unwrap());
+    let host = Host::new(geometry(TailScheme::SharedWithHead, 1), OrderSet::ALL, &blocks);
+    let Host { model, pool } = &host;
+    let ts = blocks.map(|block| Transition::new(block, OrderSet::ALL, 700..703, Empty));
+    let mut held = Held::new(blocks[0], NumaNode::default(), Store::default());
+    for t in &ts {
+        host.carry_out(&t.reversed());
+    }
+    let mut atoms = ts.each_ref().map(|t| Atom::merge(t.by_ref(), t.block()));
+    let thawed = Commit::freeze(model, model, &mut atoms, held.lend(), 1).unwrap().remap().unwrap().finish();
+    assert_eq!(thawed.waits(), 2);
+    let _ = thawed.keep(pool);
+    let page = Pfn::new(blocks[1].base().raw() + 9).unwrap();
+    assert!(model.pin(page));
+    let before = (state(&host), held.nodes_left(model));
+    let refused = Commit::freeze(model, model, &mut atoms, held.lend(), 1).unwrap_err();
+    assert_eq!(refused.position, 1);
+    assert_eq!((state(&host), held.nodes_left(model)), before);
+    assert!(atoms.iter().all(|atom| atom.round() == Round::Second));
+    assert_eq!(model.index_entry(blocks[0].base()), Some(blocks[0]));
+    assert!(model.unpin(page));
+    host.commit(&mut atoms, &mut held, &mut AtomDone::default());
+    ts.iter().for_each(|t| host.check(&t.to_layout()));
+    let _ = held.release(model, pool);
+}
+
+/// Atoms that are done are passed over, and a dropped batch has changed nothing.
+#[test]
+fn atoms_are_carried_out_once() {
+    let host = Host::new(Geometry::LINUX_X86_64, OrderSet::ALL, &[block(10)]);
+    let t = Transition::new(block(10), OrderSet::ALL, Empty, 3..4);
+    let (_, _, mut held) = host.reserve(&t);
+    let mut atoms = atoms(&t);
+    host.commit(&mut atoms, &mut held, &mut AtomDone::default());
+    let before = host.model.counters();
+    let again = Commit::freeze(&host.model, &host.model, &mut atoms, held.lend(), 1).unwrap();
+    let done = again.remap().unwrap().finish().release(&host.pool);
+    assert_eq!((done, host.model.counters()), (AtomDone::default(), before));
+    let _ = held.release(&host.model, &host.pool);
+    host.check(&t.to_layout());
+    // A plain block takes part without vmemmap.
+    host.model.add_plain_block(block(9));
+    let t = Transition::new(block(9), OrderSet::ALL, Empty, 3..4);
+    assert_eq!(host.carry_out_together(&t).flushes, 0);
+    assert_eq!(host.model.nodes_left(&Default::default()), 0);
+}
