@@ -35,7 +35,7 @@ impl Default for MachineBuilder {
                 cold: false,
                 host_priority_patience: None,
             },
-            contention: Contention::None,
+            contention: Contention::Yield,
             faults: FaultPlan::new(),
         }
     }
@@ -160,7 +160,7 @@ impl MachineBuilder {
         self
     }
 
-    /// Whether calls of several threads overlap, and so find each other's locks taken.
+    /// Whether calls of several threads overlap, and so find each other's locks taken: [`Contention::Yield`] if not said.
     #[must_use]
     pub fn contention(mut self, contention: Contention) -> Self {
         self.contention = contention;

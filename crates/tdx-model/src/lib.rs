@@ -8,8 +8,8 @@
 //! A machine is built with its module up and its memory initialised, or [cold](MachineBuilder::cold). Three more choices
 //! matter to a host under test:
 //!
-//! * [`MachineBuilder::contention`]: whether calls of several threads overlap. A call that pauses keeps the locks of the
-//!   module, and others get OPERAND_BUSY, with host priority left behind, as from the module.
+//! * [`MachineBuilder::contention`]: whether calls of several threads overlap, as they do unless told otherwise. A call that
+//!   pauses keeps the locks of the module, and others get OPERAND_BUSY, with host priority left behind, as from the module.
 //! * [`MachineBuilder::enforce_tracking`]: whether the module refuses a host that does not fence, or lets a guest show
 //!   what such a host has done.
 //! * [`MachineBuilder::audit`]: whether the whole state is walked for broken invariants after everything. Debug builds

@@ -1,6 +1,7 @@
 //! The machine: one mutex around the module's state and memory, logical processors as transports.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use seamcall::{Call, Regs, Transport};
 use sept_core::{Gpa, Hpa, Level};
@@ -18,6 +19,9 @@ use crate::violation::{Log, Violation};
 pub struct Machine {
     state: Mutex<State>,
     contention: Contention,
+    /// Threads that wait for the state, and how often one that waited got it.
+    waiting: AtomicU32,
+    turns: AtomicU32,
 }
 
 /// One logical processor of a [`Machine`]: the transport that a host uses.
@@ -110,7 +114,8 @@ pub struct PageInfo {
 
 impl Machine {
     pub(crate) const fn new(state: State, contention: Contention) -> Self {
-        Self { state: Mutex::new(state), contention }
+        let (waiting, turns) = (AtomicU32::new(0), AtomicU32::new(0));
+        Self { state: Mutex::new(state), contention, waiting, turns }
     }
 
     pub(crate) fn session(&self) -> Session<'_> {
@@ -122,7 +127,34 @@ impl Machine {
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        match self.state.try_lock() {
+            Ok(guard) => return guard,
+            Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {}
+        }
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.turns.fetch_add(1, Ordering::Relaxed);
+        guard
+    }
+
+    /// Whether other threads wait for the state.
+    pub(crate) fn others_wait(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// Lets a thread that waits have its turn. It may be gone by now, so not for ever.
+    pub(crate) fn let_others_in(&self) {
+        /// More than a thread needs to wake up.
+        const PATIENCE: u32 = 1000;
+        let before = self.turns.load(Ordering::Relaxed);
+        for _ in 0..PATIENCE {
+            std::thread::yield_now();
+            if self.turns.load(Ordering::Relaxed) != before || !self.others_wait() {
+                break;
+            }
+        }
     }
 
     pub(crate) fn with<T>(&self, work: impl FnOnce(&mut Session<'_>) -> T) -> T {

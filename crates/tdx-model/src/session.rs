@@ -39,10 +39,10 @@ pub type PauseHook = Arc<dyn Fn(&Machine, Pause) + Send + Sync>;
 /// Whether calls of several threads overlap.
 #[derive(Clone, Default)]
 pub enum Contention {
-    /// A call is over before the next begins. Fastest; contention comes only from [`Machine::hold_entry`] and its like.
-    #[default]
+    /// A call is over before the next begins; contention comes only from [`Machine::hold_entry`] and its like.
     None,
-    /// A call gives way to other threads where it pauses.
+    /// Where a call pauses, it gives way to another thread that waits to make one. A single thread notices nothing.
+    #[default]
     Yield,
     /// A call runs this where it pauses: it may wait for another thread, or make calls of another processor itself.
     Hook(PauseHook),
@@ -88,7 +88,12 @@ impl<'m> Session<'m> {
 
     /// Lets others run, with the locks of `c` held. What the call read under its locks stays as it is.
     pub(crate) fn pause(&mut self, c: &Ctx, point: Point) {
-        if !matches!(self.machine.contention(), Contention::None) {
+        let gives_way = match self.machine.contention() {
+            Contention::None => false,
+            Contention::Yield => self.machine.others_wait(),
+            Contention::Hook(_) => true,
+        };
+        if gives_way {
             self.give_way(c, point);
         }
     }
@@ -101,7 +106,7 @@ impl<'m> Session<'m> {
         self.guard = None;
         match self.machine.contention() {
             Contention::None => {}
-            Contention::Yield => std::thread::yield_now(),
+            Contention::Yield => self.machine.let_others_in(),
             Contention::Hook(hook) => hook(self.machine, Pause { lp: c.lp, leaf: c.known_leaf(), point }),
         }
         self.guard = Some(self.machine.lock());
