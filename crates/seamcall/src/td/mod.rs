@@ -33,7 +33,8 @@ impl RetryBudget {
     /// out of the budget.
     ///
     /// That is so after `OPERAND_BUSY`, `SYS_BUSY` and `INTERRUPTED_RESTARTABLE`. After `PREVIOUS_TLB_EPOCH_BUSY` vCPUs
-    /// have to be kicked first; `INTERRUPTED_RESUMABLE` needs other operands, see [`ranges`](crate::ranges).
+    /// have to be kicked first; `INTERRUPTED_RESUMABLE` and `INTERRUPTED_BUSY` need other operands, see
+    /// [`ranges`](crate::ranges).
     ///
     /// ```
     /// use seamcall::{RetryBudget, SeamcallError, Tdr, Transport, mem};
