@@ -48,12 +48,21 @@ mod wrappers {
         }
     }
 
-    /// Keeps the four in the program.
+    /// A caller with something in a vector register.
+    #[inline(never)]
+    fn example_product(t: &Instruction, td: Tdr, a: f64, b: f64) -> f64 {
+        let product = a * b;
+        let tracked = mem::track(t, td).is_ok();
+        if tracked { product } else { 0.0 }
+    }
+
+    /// Keeps all of them in the program.
     pub(super) fn keep() {
         black_box(example_track as fn(_, _) -> _);
         black_box(example_aug as fn(_, _, _, _) -> _);
         black_box(example_demote as fn(_, _, _, _) -> _);
         black_box(example_enter as fn(_, _, _) -> _);
+        black_box(example_product as fn(_, _, _, _) -> _);
     }
 }
 

@@ -8,7 +8,8 @@ mod leaves {
     use core::hint::black_box;
     use seamcall::export::{self, GpaList};
     use seamcall::{
-        EnterFlags, Features0, FieldId, GuestRegs, Hkid, Instruction as I, SeamcallError, Tdr, Tdvpr,
+        EnterFlags, FatalErrorConfig, Features0, FieldId, GuestRegs, Hkid, Instruction as I, SeamcallError,
+        Tdr, Tdvpr,
     };
     use seamcall::{mem, mng, mr, phymem, sys, vp};
     use sept_core::{Frame, Hpa, Returned};
@@ -28,6 +29,15 @@ mod leaves {
         // SAFETY: never called.
         unsafe {
             sys::config_v1(t, tdmrs, count, key, true, enable)
+        }
+    }
+
+    /// TDH.SYS.INIT version 1, unsafe likewise.
+    fn init_v1(t: &I, fatal: FatalErrorConfig) -> Result<(), SeamcallError> {
+        #[expect(unsafe_code, reason = "the leaf takes memory for as long as the module lives")]
+        // SAFETY: never called.
+        unsafe {
+            sys::init_v1(t, fatal)
         }
     }
 
@@ -105,12 +115,14 @@ mod leaves {
             vp::wr::<I>, _, _, _, _;
             config, _, _, _;
             config_v1, _, _, _, _;
+            init_v1, _;
             enter, _, _, _;
             sys::update_v1::<I>, _;
         }
         black_box(sys::info::<I> as fn(&I, &mut Frame) -> _);
         black_box(sys::rd_all::<I> as fn(&I, &mut Frame, FieldId) -> _);
         black_box(export::blockw::<I> as for<'l> fn(&I, Tdr, GpaList<'l>) -> List<'l>);
+        black_box(export::blockw_v1::<I> as for<'l> fn(&I, Tdr, GpaList<'l>) -> List<'l>);
     }
 }
 

@@ -39,6 +39,13 @@ impl SeamcallError {
         }
     }
 
+    /// `RCX` and `RDX` as the call left them, for what few leaves say there: PAGE.RECLAIM type and owner of the page,
+    /// SYS.INIT and MNG.INIT the CPUID leaf that is wrong. What most say is [`SeamcallError::entry`].
+    #[must_use]
+    pub const fn registers(&self) -> (u64, u64) {
+        (self.rcx, self.rdx)
+    }
+
     /// The error of a wrapper that made no call.
     #[inline]
     pub(crate) const fn refused(leaf: Leaf, at: Option<GpaEntry>, operand: Operand) -> Self {

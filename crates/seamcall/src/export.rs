@@ -1,7 +1,7 @@
 //! TDH.EXPORT.*: the leaves of live migration that work on the S-EPT. The rest of migration is not covered.
 
 use crate::operand::{invoke_at, mapping};
-use crate::{GpaListInfo, Leaf, Operand, Regs, SeamcallError, Status, Tdr, Transport, transport::Call};
+use crate::{GpaListInfo, Leaf, Regs, SeamcallError, Status, Tdr, Transport, transport::Call};
 use core::{fmt, marker::PhantomData};
 use sept_core::{Frame, GpaEntry, Level, Returned};
 
@@ -13,6 +13,7 @@ use sept_core::{Frame, GpaEntry, Level, Returned};
 #[derive(PartialEq, Eq)]
 pub struct GpaList<'a> {
     info: GpaListInfo,
+    problems: u32,
     frame: PhantomData<&'a mut Frame>,
 }
 
@@ -23,7 +24,8 @@ impl<'a> GpaList<'a> {
         if frame.level() != Level::L4K {
             return None;
         }
-        GpaListInfo::new(frame.hpa(), first, last).map(|info| Self { info, frame: PhantomData })
+        let info = GpaListInfo::new(frame.hpa(), first, last)?;
+        Some(Self { info, problems: 0, frame: PhantomData })
     }
 
     /// The operand.
@@ -37,6 +39,13 @@ impl<'a> GpaList<'a> {
     pub const fn first(&self) -> u16 {
         self.info.first()
     }
+
+    /// How many of the entries done so far had a problem, as far as the module counted them ([`blockw_v1`] counts
+    /// all).
+    #[must_use]
+    pub const fn problems(&self) -> u32 {
+        self.problems
+    }
 }
 
 impl fmt::Debug for GpaList<'_> {
@@ -45,39 +54,77 @@ impl fmt::Debug for GpaList<'_> {
     }
 }
 
-/// TDH.EXPORT.BLOCKW (65): takes write access from the pages in `list`; their entries tell what became of each.
+/// TDH.EXPORT.BLOCKW (65), version 0: takes write access from the pages in `list`; their entries tell what became of
+/// each.
 ///
-/// Operands: `RCX` list, `RDX` TDR. Op state LIVE_EXPORT. Pages MAPPED, PENDING or their EXPORTED_DIRTY forms, 4K.
-/// Then [`mem::track`](crate::mem::track). Tree lock shared.
+/// Operands: `RCX` list, `RDX` TDR. Output: `RCX` list. Op state LIVE_EXPORT. Pages MAPPED, PENDING or their
+/// EXPORTED_DIRTY forms, 4K. Then [`mem::track`](crate::mem::track). Tree lock shared.
 ///
-/// Returns the number of entries that had a problem.
+/// Returns the number of entries that had a problem, of this call's only. Modules that have version 1
+/// ([`Features0::LIST_ERROR_COUNT`](crate::Features0::LIST_ERROR_COUNT)) do not count in version 0 and say 0: call
+/// [`blockw_v1`], or look at the entries.
 ///
 /// # Errors
 ///
-/// Comes with the list to go on with, which is what is left of it: after `INTERRUPTED_RESUMABLE` from the entry that
-/// is next, after `OPERAND_INVALID|GPA_LIST_ENTRY` from the entry that is malformed. In check order: the common errors
+/// Comes with the list to go on with, which is what is left of it: after `INTERRUPTED_RESUMABLE` and
+/// `INTERRUPTED_BUSY` from the entry that is next, after `OPERAND_INVALID|GPA_LIST_ENTRY` from the entry that is
+/// malformed. In check order: `OPERAND_INVALID` (the module is configured for non-blocking export); the common errors
 /// of [`mem`](crate::mem) up to the tree lock, without those of an entry operand; `OPERAND_INVALID|RCX` (the list);
-/// then entry by entry `OPERAND_INVALID|GPA_LIST_ENTRY` or `INTERRUPTED_RESUMABLE`. A page that cannot be blocked is
-/// no error but a status in its entry; a busy one has the host-priority flag now, as after any refused call
-/// ([`SeamcallError::is_entry_busy`]).
+/// then entry by entry `OPERAND_INVALID|GPA_LIST_ENTRY`, `INTERRUPTED_RESUMABLE`, or (1.5.34) `INTERRUPTED_BUSY`:
+/// another call wants the tree lock exclusively. A page that cannot be blocked is no error but a status in its entry;
+/// a busy one has the host-priority flag now, as after any refused call ([`SeamcallError::is_entry_busy`]).
 ///
-/// Source: TDX module ABI, TDH.EXPORT.BLOCKW; `tdh_export_blockw.c` of module 1.5.01.
+/// Source: TDX module ABI, TDH.EXPORT.BLOCKW; `tdh_export_blockw.c` of modules 1.5.01 to 2.0.08 and of those that
+/// have version 1.
 pub fn blockw<'a, T: Transport + ?Sized>(
     t: &T,
     td: Tdr,
     list: GpaList<'a>,
 ) -> Result<u32, Returned<SeamcallError, GpaList<'a>>> {
-    let leaf = Leaf::EXPORT_BLOCKW;
+    write_block(t, td, list, Leaf::EXPORT_BLOCKW)
+}
+
+/// TDH.EXPORT.BLOCKW (65), version 1: as [`blockw`], and counts the entries that had a problem, however it ends.
+///
+/// Operands: `RCX` list, `RDX` TDR. Outputs: `RCX` list, `R8` count. State as [`blockw`].
+///
+/// Returns the number of entries that had a problem, those of interrupted calls included: they are in
+/// [`GpaList::problems`] of the list that comes back.
+///
+/// # Errors
+///
+/// As [`blockw`]. A module without version 1 answers `OPERAND_INVALID|RAX`.
+///
+/// Source: TDX module ABI, TDH.EXPORT.BLOCKW; `tdh_export_blockw.c` of the modules that have version 1 (1.5.34).
+pub fn blockw_v1<'a, T: Transport + ?Sized>(
+    t: &T,
+    td: Tdr,
+    list: GpaList<'a>,
+) -> Result<u32, Returned<SeamcallError, GpaList<'a>>> {
+    write_block(t, td, list, Leaf::EXPORT_BLOCKW.version(1))
+}
+
+fn write_block<'a, T: Transport + ?Sized>(
+    t: &T,
+    td: Tdr,
+    list: GpaList<'a>,
+    leaf: Leaf,
+) -> Result<u32, Returned<SeamcallError, GpaList<'a>>> {
     let regs = Regs { rax: leaf.rax(), rcx: list.raw(), rdx: td.hpa().raw(), ..Regs::new() };
     let out = t.call(Call::new(regs));
     let status = Status::from_raw(out.rax);
+    let counted = match (leaf.interface(), status.is_success()) {
+        (0, true) => status.low(),
+        (0, false) => 0,
+        // No list has more entries.
+        _ => u32::try_from(out.r8).unwrap_or(u32::MAX),
+    };
+    let problems = list.problems.saturating_add(counted);
     if status.is_success() {
-        return Ok(status.low());
+        return Ok(problems);
     }
-    let on_the_way = status.is(Status::INTERRUPTED_RESUMABLE)
-        || status.is(Status::OPERAND_INVALID) && status.low() == Operand::GPA_LIST_ENTRY.id();
-    let held =
-        if on_the_way { GpaList { info: list.info.resumed(out.rcx), frame: PhantomData } } else { list };
+    // However a call ends, `RCX` says which entry is next.
+    let held = GpaList { info: list.info.resumed(out.rcx), problems, frame: PhantomData };
     Err(Returned { error: SeamcallError::from_output(leaf, None, &out), held })
 }
 

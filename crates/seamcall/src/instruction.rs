@@ -32,9 +32,11 @@ macro_rules! extable {
 /// A handler that finds its `RIP` there puts [`Status::TRAP_UD`] or [`Status::TRAP_GP`] into `RAX` and resumes. The
 /// section has the flag `SHF_GNU_RETAIN`; a linker script of the host's own must keep it too.
 ///
-/// As [`VpEnter`], it restores its caller's `RBX` and `RBP`, and counts every register that a call may change as lost.
+/// The vector registers count as lost: leaves of migration that encrypt clear them. As [`VpEnter`], it restores its
+/// caller's `RBX` and `RBP`, and counts every register that a call may change as lost.
 ///
-/// Source: TDX module ABI, "SEAMCALL instruction"; Intel SDM, SEAMCALL.
+/// Source: TDX module ABI, "SEAMCALL instruction"; Intel SDM, SEAMCALL; `tdx_vmm_dispatcher.c` of modules 1.5.01 and
+/// 1.5.34.
 #[derive(Clone, Copy, Debug)]
 pub struct Instruction(());
 
@@ -64,7 +66,8 @@ impl Transport for Instruction {
         // * Memory: the module writes and takes only pages that the call names, and whoever built the `Call` vouches
         //   for them (a wrapper by owning their frames, anybody else by the contract of `Call::from_regs`). No
         //   `nomem`: other memory may be read and written.
-        // * Registers: all that a leaf other than VP.ENTER changes are outputs; flags are clobbered by default.
+        // * Registers: all that a leaf other than VP.ENTER changes are outputs; flags are clobbered by default. The
+        //   vector registers count as lost: a module clears them after a leaf that encrypted.
         // * Stack: not used, and not touched.
         unsafe {
             asm!(
@@ -84,6 +87,22 @@ impl Transport for Instruction {
                 inout("r11") regs.r11,
                 inout("r12") regs.r12,
                 inout("r13") regs.r13,
+                out("xmm0") _,
+                out("xmm1") _,
+                out("xmm2") _,
+                out("xmm3") _,
+                out("xmm4") _,
+                out("xmm5") _,
+                out("xmm6") _,
+                out("xmm7") _,
+                out("xmm8") _,
+                out("xmm9") _,
+                out("xmm10") _,
+                out("xmm11") _,
+                out("xmm12") _,
+                out("xmm13") _,
+                out("xmm14") _,
+                out("xmm15") _,
                 options(nostack),
             );
         }

@@ -34,6 +34,7 @@
 //! * A change that is given up is undone by its caller: `unblock`, and again later.
 //! * `fence` is TRACK and a shootdown; it is started, and polled with `fenced`.
 //! * `map` with `Fill::Copy` is PAGE.ADD; measure the content with [`Td::measure`], close with [`Td::finalize`].
+//! * Permissions are not changed (`protect`): write-blocking for migration is [`export`], by lists of pages.
 //! * `scatter` writes back and scrubs pages that a failed DEMOTE may have written. [`Observe`] hears of what a `Td`
 //!   settled by itself: retries, blocks that found the entry blocked, pages that could not be given back.
 //!
@@ -161,9 +162,9 @@ pub use features::Features0;
 #[cfg(target_arch = "x86_64")]
 pub use instruction::Instruction;
 pub use layout::{
-    Attributes, CmrInfo, ConfigFlags, CpuidValue, EptpControls, GpaListEntry, GpaListFlags, GpaListInfo,
-    GpaListOperation, GpaListPage, GpaListStatus, PageType, PamtEntry, ReservedArea, SeptLayout, TdParams,
-    TdmrInfo, pamt_sizes,
+    Attributes, CmrInfo, ConfigFlags, CpuidValue, EptpControls, FatalErrorConfig, FatalInfo,
+    FatalNotification, GpaListEntry, GpaListFlags, GpaListInfo, GpaListOperation, GpaListPage, GpaListStatus,
+    PageType, PamtEntry, ReservedArea, SeptLayout, TdParams, TdmrInfo, pamt_sizes,
 };
 pub use leaf::Leaf;
 pub use metadata::{FieldContext, FieldId, FieldValue, LifecycleState, OpState, PlatformField, TdField};

@@ -72,6 +72,8 @@ pub fn create<T: Transport + ?Sized>(
 }
 
 /// What TDH.MNG.KEY.CONFIG or TDH.SYS.KEY.CONFIG found.
+///
+/// Source: TDX module ABI, TDH.MNG.KEY.CONFIG, TDH.SYS.KEY.CONFIG.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum KeyConfig {
@@ -140,8 +142,8 @@ pub fn addcx<T: Transport + ?Sized>(
 /// (reserved fields), `CONFIG_FLAGS`, `EPTP_CONTROLS`, `TSC_FREQUENCY` (and `INCONSISTENT_MSR`), `CPUID_CONFIG`,
 /// `IA32_ARCH_CAPABILITIES_CONFIG`.
 ///
-/// Source: TDX module ABI, TDH.MNG.INIT; `tdh_mng_init.c` of module 1.5.01. Module 2.0 also reads `R8`, which is 0
-/// here.
+/// Source: TDX module ABI, TDH.MNG.INIT; `tdh_mng_init.c` of modules 1.5.01 and 2.0.08. Event filters, which 2.0 takes
+/// from `R8` if bit 0 of `RCX` asks for it, are not offered.
 #[inline]
 pub fn init<T: Transport + ?Sized>(t: &T, td: Tdr, params: Hpa) -> Result<(), SeamcallError> {
     invoke(t, Leaf::MNG_INIT, Regs { rdx: params.raw(), ..on_tdr(td) }).map(drop)

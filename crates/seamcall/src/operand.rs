@@ -53,6 +53,8 @@ handle! {
 }
 
 /// A host key id (HKID).
+///
+/// Source: TDX module ABI, "Host key id".
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Hkid(u16);
 
@@ -86,6 +88,8 @@ impl fmt::Debug for Hkid {
 /// assert_eq!(bits.tag(page, Hkid::new(33)), Some(33 << 40 | 0x8000_0000));
 /// assert_eq!(bits.tag(page, Hkid::new(64)), None);
 /// ```
+///
+/// Source: Intel SDM, IA32_TME_ACTIVATE; TDX module ABI, TDH.PHYMEM.PAGE.WBINVD.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct KeyIdBits {
     shift: u8,
@@ -113,6 +117,11 @@ impl KeyIdBits {
         self.shift
     }
 
+    /// The bits below the key id.
+    pub(crate) const fn address(self) -> u64 {
+        !(u64::MAX << self.shift)
+    }
+
     /// `page` with `key` in its upper bits; `None` if one of them does not fit.
     #[must_use]
     pub const fn tag(self, page: Hpa, key: Hkid) -> Option<u64> {
@@ -124,6 +133,8 @@ impl KeyIdBits {
 }
 
 /// A page that a leaf took out of a TD. The address only: whoever kept account of the page makes it a frame again.
+///
+/// Source: TDX module ABI, TDH.MEM.PAGE.REMOVE; the hint: module 2.0.08.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use = "the page is the host's again"]
 #[non_exhaustive]

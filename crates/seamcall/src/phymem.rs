@@ -1,16 +1,19 @@
 //! TDH.PHYMEM.*: pages and caches, whoever owns them.
 //!
 //! ```
-//! use seamcall::phymem::{self, CacheWb};
-//! use seamcall::{SeamcallError, Tdr, Tdvpr, Transport, mng, vp};
+//! use seamcall::{SeamcallError, Status, Tdr, Tdvpr, Transport, mng, ranges, vp};
 //!
 //! /// Teardown up to the point where pages can be reclaimed, on a machine with one package.
 //! fn tear_down<T: Transport>(t: &T, td: Tdr, vcpus: &[Tdvpr]) -> Result<(), SeamcallError> {
 //!     for &vcpu in vcpus {
-//!         vp::flush(t, vcpu)?;
+//!         match vp::flush(t, vcpu) {
+//!             // Nothing of it is on this CPU.
+//!             Err(error) if error.status.is(Status::VCPU_NOT_ASSOCIATED) => {}
+//!             result => result?,
+//!         }
 //!     }
 //!     mng::vpflushdone(t, td)?;
-//!     phymem::cache_wb(t, CacheWb::Start)?;
+//!     ranges::cache_wb_to_end(t, 1000)?;
 //!     mng::key_freeid(t, td)
 //! }
 //! ```
@@ -23,6 +26,8 @@ use crate::{
 use sept_core::{Frame, Hpa, Level, Returned};
 
 /// What the module's page metadata (PAMT) says about a page.
+///
+/// Source: TDX module ABI, TDH.PHYMEM.PAGE.RDMD, TDH.PHYMEM.PAGE.RECLAIM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct PageInfo {
@@ -120,6 +125,8 @@ pub fn page_wbinvd<T: Transport + ?Sized>(
 }
 
 /// Whether a [`cache_wb`] begins or goes on.
+///
+/// Source: TDX module ABI, TDH.PHYMEM.CACHE.WB.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[expect(clippy::exhaustive_enums, reason = "the leaf knows these two commands")]
 pub enum CacheWb {
@@ -130,6 +137,8 @@ pub enum CacheWb {
 }
 
 /// What TDH.PHYMEM.CACHE.WB did.
+///
+/// Source: TDX module ABI, TDH.PHYMEM.CACHE.WB.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[non_exhaustive]
 pub enum CacheWritten {

@@ -23,7 +23,7 @@
 //!         guest = match Exit::decode(&out.regs(), config) {
 //!             // What the guest did not choose is 0 in `out`, and is not read.
 //!             Exit::MapGpa(request) => out.with_reply(convert(request)),
-//!             Exit::BadMapGpa(_) => out.with_reply(MapGpaReply::Invalid),
+//!             Exit::BadMapGpa(_) => out.with_reply(MapGpaReply::INVALID),
 //!             exit => return (exit, out),
 //!         };
 //!     }

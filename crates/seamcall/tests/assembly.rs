@@ -116,7 +116,7 @@ fn listing(body: &[String]) -> String {
 const WRAPPERS: [(&str, &str, usize); 4] = [
     ("TDH.MEM.TRACK", "example_track", 40),
     ("TDH.MEM.PAGE.AUG", "example_aug", 60),
-    ("TDH.MEM.PAGE.DEMOTE", "example_demote", 240),
+    ("TDH.MEM.PAGE.DEMOTE", "example_demote", 180),
     ("TDH.VP.ENTER", "example_enter", 100),
 ];
 
@@ -156,6 +156,16 @@ fn wrappers_are_register_moves() {
     if env::var_os("BLESS").is_some() {
         fs::write(path, docs).unwrap();
     }
+
+    // A module clears the vector registers after some leaves: what a caller has in one waits in memory.
+    let body = functions.iter().find(|(symbol, _)| symbol.contains("example_product")).unwrap().1;
+    let call = body.iter().position(|line| line == "seamcall").unwrap();
+    let in_memory = |line: &&String| line.contains("xmm") && line.contains("ptr [");
+    let (before, after) = body.split_at(call);
+    assert!(
+        before.iter().any(|line| in_memory(&line)) && after.iter().any(|line| in_memory(&line)),
+        "{body:#?}"
+    );
 }
 
 /// Every leaf, and neither formatting nor panics nor an allocation in one of them.
@@ -167,7 +177,7 @@ fn no_wrapper_formats() {
         .filter(|(_, body)| body.iter().any(|line| line == "seamcall"))
         .filter(|(symbol, _)| symbol.contains("seamcall") || symbol.contains("code_size"))
         .collect();
-    assert!(wrappers.len() >= 57, "{} wrappers", wrappers.len());
+    assert!(wrappers.len() >= 59, "{} wrappers", wrappers.len());
     for (symbol, body) in wrappers {
         for line in body {
             for forbidden in ["3fmt", "fmt..", "panic", "__rust_alloc", "unwind"] {

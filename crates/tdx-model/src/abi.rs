@@ -10,6 +10,10 @@ pub struct Status(
 );
 
 impl Status {
+    /// No answer of the module but of SEAMCALL itself (VMfailInvalid), in the form that hosts give it: there is no module
+    /// any more.
+    pub const VM_FAIL_INVALID: Self = Self(0x8000_FF00_FFFF_0000);
+
     /// The code without its detail.
     #[must_use]
     pub const fn code(self) -> u64 {
@@ -65,6 +69,7 @@ pub enum Operand {
     MaxVcpus = 68,
     TscFrequency = 70,
     NumL2Vms = 71,
+    GpaListEntry = 97,
     Tdr = 128,
     SeptTree = 146,
     TdEpoch = 169,
@@ -96,6 +101,7 @@ macro_rules! statuses {
 statuses! {
     SUCCESS = 0,
     NON_RECOVERABLE_TD = 0x6000_0002_0000_0000,
+    NON_RECOVERABLE_TD_NON_ACCESSIBLE = 0x6000_0005_0000_0000,
     INTERRUPTED_RESUMABLE = 0x8000_0003_0000_0000,
     INTERRUPTED_RESTARTABLE = 0x8000_0004_0000_0000,
     OPERAND_INVALID = 0xC000_0100_0000_0000,
@@ -103,6 +109,7 @@ statuses! {
     OPERAND_BUSY = 0x8000_0200_0000_0000,
     PREVIOUS_TLB_EPOCH_BUSY = 0x8000_0201_0000_0000,
     RND_NO_ENTROPY = 0x8000_0203_0000_0000,
+    OPERAND_BUSY_HOST_PRIORITY = 0x8000_0204_0000_0000,
     HOST_PRIORITY_BUSY_TIMEOUT = 0x9000_0205_0000_0000,
     PAGE_METADATA_INCORRECT = 0xC000_0300_0000_0000,
     PAGE_NOT_FREE = 0xC000_0303_0000_0000,
@@ -123,6 +130,7 @@ statuses! {
     TD_NON_DEBUG = 0xC000_0605_0000_0000,
     TDCS_NOT_ALLOCATED = 0xC000_0606_0000_0000,
     LIFECYCLE_STATE_INCORRECT = 0xC000_0607_0000_0000,
+    X2APIC_ID_NOT_UNIQUE = 0xC000_0621_0000_0000,
     OP_STATE_INCORRECT = 0xC000_0608_0000_0000,
     NO_VCPUS = 0xC000_0609_0000_0000,
     TDCX_NUM_INCORRECT = 0xC000_0610_0000_0000,
@@ -139,8 +147,11 @@ statuses! {
     FLUSHVP_NOT_DONE = 0x8000_0824_0000_0000,
     INVALID_TDMR = 0xC000_0A00_0000_0000,
     NON_ORDERED_TDMR = 0xC000_0A01_0000_0000,
+    TDMR_OUTSIDE_CMRS = 0xC000_0A02_0000_0000,
     TDMR_ALREADY_INITIALIZED = 0x0000_0A03_0000_0000,
     INVALID_PAMT = 0xC000_0A10_0000_0000,
+    PAMT_OUTSIDE_CMRS = 0xC000_0A11_0000_0000,
+    PAMT_OVERLAP = 0xC000_0A12_0000_0000,
     INVALID_RESERVED_IN_TDMR = 0xC000_0A20_0000_0000,
     NON_ORDERED_RESERVED_IN_TDMR = 0xC000_0A21_0000_0000,
     EPT_WALK_FAILED = 0xC000_0B00_0000_0000,
@@ -153,7 +164,16 @@ statuses! {
     PAGE_SIZE_MISMATCH = 0xC000_0B0B_0000_0000,
     EPT_ENTRY_STATE_INCORRECT = 0xC000_0B0D_0000_0000,
     EPT_PAGE_NOT_FREE = 0xC000_0B0E_0000_0000,
+    L2_SEPT_WALK_FAILED = 0xC000_0B0F_0000_0000,
+    L2_SEPT_ENTRY_NOT_FREE = 0xC000_0B10_0000_0000,
+    PAGE_ATTR_INVALID = 0xC000_0B11_0000_0000,
+    L2_SEPT_PAGE_NOT_PROVIDED = 0xC000_0B12_0000_0000,
     METADATA_FIELD_ID_INCORRECT = 0xC000_0C00_0000_0000,
+    METADATA_FIELD_NOT_WRITABLE = 0xC000_0C01_0000_0000,
+    METADATA_FIELD_NOT_READABLE = 0xC000_0C02_0000_0000,
+    METADATA_FIELD_VALUE_NOT_VALID = 0xC000_0C03_0000_0000,
+    METADATA_WR_MASK_NOT_VALID = 0xC000_0C0A_0000_0000,
+    METADATA_FIRST_FIELD_ID_IN_CONTEXT = 0x0000_0C0B_0000_0000,
 }
 
 macro_rules! leaves {
@@ -196,6 +216,7 @@ leaves! {
     VpCreate = 10, "TDH.VP.CREATE",
     MngRd = 11, "TDH.MNG.RD",
     MemRd = 12, "TDH.MEM.RD",
+    MngWr = 13, "TDH.MNG.WR",
     MemWr = 14, "TDH.MEM.WR",
     PageDemote = 15, "TDH.MEM.PAGE.DEMOTE",
     MrExtend = 16, "TDH.MR.EXTEND",
@@ -208,6 +229,7 @@ leaves! {
     PagePromote = 23, "TDH.MEM.PAGE.PROMOTE",
     PhymemPageRdmd = 24, "TDH.PHYMEM.PAGE.RDMD",
     SeptRd = 25, "TDH.MEM.SEPT.RD",
+    VpRd = 26, "TDH.VP.RD",
     MngKeyReclaimId = 27, "TDH.MNG.KEY.RECLAIMID",
     PhymemPageReclaim = 28, "TDH.PHYMEM.PAGE.RECLAIM",
     PageRemove = 29, "TDH.MEM.PAGE.REMOVE",
@@ -222,11 +244,13 @@ leaves! {
     RangeUnblock = 39, "TDH.MEM.RANGE.UNBLOCK",
     PhymemCacheWb = 40, "TDH.PHYMEM.CACHE.WB",
     PhymemPageWbinvd = 41, "TDH.PHYMEM.PAGE.WBINVD",
+    VpWr = 43, "TDH.VP.WR",
     SysLpShutdown = 44, "TDH.SYS.LP.SHUTDOWN",
     SysConfig = 45, "TDH.SYS.CONFIG",
     SysShutdown = 52, "TDH.SYS.SHUTDOWN",
     PhymemPamtAdd = 58, "TDH.PHYMEM.PAMT.ADD",
     PhymemPamtRemove = 59, "TDH.PHYMEM.PAMT.REMOVE",
+    ExportBlockw = 65, "TDH.EXPORT.BLOCKW",
     ExportUnblockw = 75, "TDH.EXPORT.UNBLOCKW",
 }
 
@@ -327,6 +351,7 @@ pub mod op_state {
     pub(crate) const SEPT_ANY: u16 = ANY & !UNINIT;
     pub(crate) const TRACK: u16 = SEPT_ANY & !FAILED_IMPORT;
     pub(crate) const MEM_WR: u16 = SEPT_ANY & !(PAUSED_EXPORT | POST_EXPORT);
+    pub(crate) const BLOCKW: u16 = LIVE_EXPORT;
     pub(crate) const UNBLOCKW: u16 = RUN | LIVE_EXPORT | PAUSED_EXPORT | POST_EXPORT;
     /// States in which a running vCPU may hold translations: blocking and tracking are enforced.
     pub(crate) const TRACKED: u16 = RUN | LIVE_EXPORT | LIVE_IMPORT;

@@ -5,7 +5,7 @@ use sept_core::{Gpa, Hpa, Level};
 
 use crate::abi::{Leaf, Status};
 use crate::machine::{Lp, Machine};
-use crate::td::{MIN_TDCX, VCPU_TDCX};
+use crate::td::{MIN_TDCX, VCPU_TDCX, VCPU_TDCX_PER_L2_VM};
 
 /// What TD to create.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,6 +18,10 @@ pub struct TdSpec {
     pub wide_gpa: bool,
     /// Number of vCPUs.
     pub vcpus: u16,
+    /// vCPUs that the TD may have in the end; those that are created at least.
+    pub max_vcpus: u16,
+    /// Number of L2 VMs, up to 3 (TD partitioning).
+    pub l2_vms: u8,
     /// ATTRIBUTES.DEBUG.
     pub debug: bool,
     /// ATTRIBUTES.SEPT_VE_DISABLE: an access to a pending page is a TD exit, not #VE.
@@ -35,6 +39,8 @@ impl Default for TdSpec {
             sept_levels: 4,
             wide_gpa: false,
             vcpus: 1,
+            max_vcpus: 1,
+            l2_vms: 0,
             debug: false,
             sept_ve_disable: false,
             finalize: true,
@@ -74,7 +80,8 @@ pub fn td_params(spec: &TdSpec) -> [u8; 1024] {
     };
     put(0, u64::from(spec.debug) | u64::from(spec.sept_ve_disable) << 28, 8);
     put(8, 3, 8);
-    put(16, u64::from(spec.vcpus.max(1)), 2);
+    put(16, u64::from(spec.vcpus.max(spec.max_vcpus)), 2);
+    put(18, u64::from(spec.l2_vms), 1);
     put(24, 6 | u64::from(spec.sept_levels - 1) << 3, 8);
     put(32, u64::from(spec.wide_gpa), 8);
     put(40, 100, 2);
@@ -103,7 +110,8 @@ pub fn create(
     let mut pages = TdPages { tdr, vcpus: Vec::new(), control: Vec::new() };
     call(lp, Leaf::MngCreate, [tdr.raw(), u64::from(spec.hkid), 0, 0])?;
     call(lp, Leaf::MngKeyConfig, [tdr.raw(), 0, 0, 0])?;
-    for _ in 0..MIN_TDCX {
+    let l2_vms = usize::from(spec.l2_vms);
+    for _ in 0..MIN_TDCX + l2_vms {
         let page = next();
         call(lp, Leaf::MngAddCx, [page.raw(), tdr.raw(), 0, 0])?;
         pages.control.push(page);
@@ -113,7 +121,7 @@ pub fn create(
     for number in 0..spec.vcpus {
         let tdvpr = next();
         call(lp, Leaf::VpCreate, [tdvpr.raw(), tdr.raw(), 0, 0])?;
-        for _ in 0..VCPU_TDCX {
+        for _ in 0..VCPU_TDCX + VCPU_TDCX_PER_L2_VM * l2_vms {
             let page = next();
             call(lp, Leaf::VpAddCx, [page.raw(), tdvpr.raw(), 0, 0])?;
             pages.control.push(page);

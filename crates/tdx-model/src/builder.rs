@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::config::{Config, HkidLayout, ModuleVersion, Profile, Tdmr};
+use crate::faults::FaultPlan;
 use crate::machine::Machine;
 use crate::session::{Contention, Pause};
 use crate::state::State;
@@ -12,6 +13,7 @@ use crate::state::State;
 pub struct MachineBuilder {
     config: Config,
     contention: Contention,
+    faults: FaultPlan,
 }
 
 impl Default for MachineBuilder {
@@ -24,13 +26,17 @@ impl Default for MachineBuilder {
                 hkid,
                 seamrr: (0x8000_0000, 0x200_0000),
                 tdmrs: Vec::new(),
+                convertible: None,
                 packages: 1,
+                logical_processors: 1,
+                cache_sub_blocks: 16,
                 audit: false,
                 tracking_enforced: true,
                 cold: false,
                 host_priority_patience: None,
             },
-            contention: Contention::None,
+            contention: Contention::Yield,
+            faults: FaultPlan::new(),
         }
     }
 }
@@ -100,6 +106,29 @@ impl MachineBuilder {
         self
     }
 
+    /// Number of logical processors that LP.INIT must have been made on before SYS.CONFIG: 1 if not said.
+    #[must_use]
+    pub const fn logical_processors(mut self, processors: u32) -> Self {
+        self.config.logical_processors = processors;
+        self
+    }
+
+    /// A convertible memory range: `size` bytes from `base`, ascending. Without any all memory is convertible.
+    /// SYS.CONFIG refuses regions and PAMT areas that lie outside.
+    #[must_use]
+    pub fn convertible(mut self, base: u64, size: u64) -> Self {
+        self.config.convertible.get_or_insert_default().push((base, size));
+        self
+    }
+
+    /// Pieces of the cache that CACHE.WB writes back one after the other (16 if not said): between two of them it can be
+    /// interrupted.
+    #[must_use]
+    pub const fn cache_sub_blocks(mut self, pieces: u64) -> Self {
+        self.config.cache_sub_blocks = if pieces == 0 { 1 } else { pieces };
+        self
+    }
+
     /// Checks every invariant after everything that is done and panics when one is broken. Slow.
     #[must_use]
     pub const fn audit(mut self, audit: bool) -> Self {
@@ -131,7 +160,7 @@ impl MachineBuilder {
         self
     }
 
-    /// Whether calls of several threads overlap, and so find each other's locks taken.
+    /// Whether calls of several threads overlap, and so find each other's locks taken: [`Contention::Yield`] if not said.
     #[must_use]
     pub fn contention(mut self, contention: Contention) -> Self {
         self.contention = contention;
@@ -144,15 +173,26 @@ impl MachineBuilder {
         self.contention(Contention::Hook(Arc::new(hook)))
     }
 
+    /// Faults that are ordered from the start.
+    #[must_use]
+    pub fn faults(mut self, plan: FaultPlan) -> Self {
+        self.faults.add(plan);
+        self
+    }
+
     /// The machine, ready for TDs.
     #[must_use]
     pub fn build(self) -> Machine {
         let contention = self.contention.clone();
-        Machine::new(self.build_state(), contention)
+        let mut state = self.build_state();
+        state.start_watch();
+        Machine::new(state, contention)
     }
 
     pub(crate) fn build_state(self) -> State {
-        State::new(self.config)
+        let mut state = State::new(self.config);
+        state.faults.order(self.faults);
+        state
     }
 }
 

@@ -15,14 +15,16 @@ pub(crate) enum Held {
     Page(u64, u8, Mode),
     OpState(usize),
     Epoch(usize, Mode),
-    KeyTable,
+    KeyTable(Mode),
     WriteBack(usize),
+    /// The TDMR at this address.
+    Tdmr(u64),
     Tree(usize, Mode),
     Entry(u32, usize),
 }
 
 /// Locks of one call, in the order they were taken.
-pub(crate) type HeldLocks = [Option<Held>; 12];
+pub(crate) type HeldLocks = [Option<Held>; 16];
 
 /// One SEAMCALL in progress.
 #[derive(Debug)]
@@ -46,7 +48,7 @@ impl Ctx {
             regs,
             out: regs,
             from_guest: false,
-            held: [None; 12],
+            held: [None; 16],
             count: 0,
         }
     }
@@ -98,8 +100,9 @@ impl State {
                 Some(Held::Page(hpa, level, mode)) => self.mem.pamt_unlock(&self.cfg, hpa, level, mode),
                 Some(Held::OpState(td)) => self.td_mut(td).op_lock.release(Mode::Shared),
                 Some(Held::Epoch(td, mode)) => self.td_mut(td).epoch_lock.release(mode),
-                Some(Held::KeyTable) => self.key_table_lock.release(Mode::Exclusive),
+                Some(Held::KeyTable(mode)) => self.key_table_lock.release(mode),
                 Some(Held::WriteBack(package)) => self.write_back_locks[package].release(Mode::Exclusive),
+                Some(Held::Tdmr(base)) => self.tdmr_locks.retain(|&locked| locked != base),
                 Some(Held::Tree(td, mode)) => self.td_mut(td).tree_lock.release(mode),
                 Some(Held::Entry(table, index)) => {
                     let bit = self.lock_bit();
@@ -120,11 +123,21 @@ impl State {
     }
 
     /// Takes the lock of the key ownership table.
-    pub(crate) fn lock_key_table(&mut self, c: &mut Ctx) -> Answer {
-        if !self.key_table_lock.acquire(Mode::Exclusive) {
+    pub(crate) fn lock_key_table(&mut self, c: &mut Ctx, mode: Mode) -> Answer {
+        if !self.key_table_lock.acquire(mode) {
             return Err(Status::OPERAND_BUSY.of(Operand::KeyTable));
         }
-        c.hold(Held::KeyTable);
+        c.hold(Held::KeyTable(mode));
+        Ok(())
+    }
+
+    /// Takes the lock of the TDMR at `base`.
+    pub(crate) fn lock_tdmr(&mut self, c: &mut Ctx, base: u64) -> Answer {
+        if self.tdmr_locks.contains(&base) {
+            return Err(Status::OPERAND_BUSY.of(Operand::Rcx));
+        }
+        self.tdmr_locks.push(base);
+        c.hold(Held::Tdmr(base));
         Ok(())
     }
 

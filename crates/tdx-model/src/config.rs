@@ -68,11 +68,14 @@ pub struct Profile {
     pub promote_tree_exclusive: bool,
     /// Bit of an S-EPT entry that is its lock.
     pub entry_lock_bit: u32,
+    /// Bits of an S-EPT entry that say that L2 VM 1, 2, 3 has an entry there too.
+    pub alias_bits: [u32; 3],
     /// A removed page whose PAMT pair became empty is returned with bit 62 set.
     pub removed_page_hint: bool,
     /// RDMD takes a level and reports non-leaf entries and page pairs.
     pub rdmd_v2: bool,
-    /// TDX_FEATURES0 bit 23: pages are to be flushed from the cache before they are given to the module.
+    /// Pages are to be flushed from the cache before they are given to the module (TDX_FEATURES0 bit 23, which 1.5.01 does
+    /// not have; hosts do it for every module).
     pub clflush_before_alloc: bool,
 }
 
@@ -90,6 +93,7 @@ impl Profile {
             hkid_in_sept_entry: !matches!(version, ModuleVersion::V1_5_01),
             promote_tree_exclusive: false,
             entry_lock_bit: if new { 59 } else { 11 },
+            alias_bits: if new { [57, 58, 60] } else { [58, 59, 60] },
             removed_page_hint: new,
             rdmd_v2: new,
             clflush_before_alloc: true,
@@ -104,11 +108,12 @@ impl Profile {
         self
     }
 
-    /// TDX_FEATURES0 as SYS.RD reports it.
+    /// TDX_FEATURES0 as SYS.RD reports it: what 1.5.01 has, and what the switches add.
     #[must_use]
     pub const fn features0(&self) -> u64 {
-        let mut features = 1 << 10 | 1 << 18;
-        if self.clflush_before_alloc {
+        // Bits 0 to 5, 7 to 11, 16 to 19: among them TD partitioning (7), host priority (10), RBP left alone (18).
+        let mut features = 0x000F_0FBF;
+        if self.clflush_before_alloc && !matches!(self.version, ModuleVersion::V1_5_01) {
             features |= 1 << 23;
         }
         if self.dynamic_pamt_capable {
@@ -185,7 +190,13 @@ pub(crate) struct Config {
     pub(crate) hkid: HkidLayout,
     pub(crate) seamrr: (u64, u64),
     pub(crate) tdmrs: Vec<Tdmr>,
+    /// `(first byte, bytes)` of each convertible memory range; `None`: all memory is convertible.
+    pub(crate) convertible: Option<Vec<(u64, u64)>>,
     pub(crate) packages: u32,
+    /// How many processors LP.INIT must have been made on before SYS.CONFIG.
+    pub(crate) logical_processors: u32,
+    /// Pieces in which CACHE.WB writes back; between two of them it can be interrupted.
+    pub(crate) cache_sub_blocks: u64,
     pub(crate) audit: bool,
     pub(crate) tracking_enforced: bool,
     pub(crate) cold: bool,

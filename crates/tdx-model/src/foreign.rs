@@ -80,7 +80,7 @@ impl State {
 
     /// Takes an entry's lock for a host that found it whether or not its parents are blocked.
     pub(crate) fn hold_entry(&mut self, td: usize, gpa: u64, level: u8) -> Option<Hold> {
-        let (table, index) = self.find_entry(td, gpa, level)?;
+        let (table, index) = self.walk_tables(self.td(td), gpa, level)?;
         let bit = self.lock_bit();
         let entry = &mut self.mem.table_mut(table)[index];
         if *entry & bit != 0 {
@@ -91,8 +91,8 @@ impl State {
         Some(self.note_hold(Target::Entry { table, index }, Mode::Exclusive))
     }
 
-    fn find_entry(&self, td: usize, gpa: u64, level: u8) -> Option<(u32, usize)> {
-        let td = self.td(td);
+    /// Table and index of the entry, whether or not the tables on the way are blocked.
+    pub(crate) fn walk_tables(&self, td: &Td, gpa: u64, level: u8) -> Option<(u32, usize)> {
         let (mut at, mut table) = (td.root_level, td.root);
         while at > level {
             let entry = self.mem.table(table)[Td::index(gpa, at)];

@@ -66,7 +66,7 @@ impl State {
     }
 
     /// The frame's owner consumed the error: its TD is fatal, its vCPUs outside.
-    fn consume_machine_check(&mut self, page: u64) -> bool {
+    pub(crate) fn consume_machine_check(&mut self, page: u64) -> bool {
         let entry = self.mem.leaf_entry(&self.cfg, page).entry;
         let owner = if entry.kind() == PageType::Tdr { page } else { entry.owner() };
         let td = match entry.kind() {

@@ -1,307 +1,362 @@
-//! What must hold of the module's state after every call. (TDX module ABI, "Model skeleton", invariants 1 to 8.)
+//! What must hold of the module's state after every call: rules about one entry, one page, one TD.
 //!
-//! Walks every S-EPT and the whole PAMT: for tests and the audit mode.
-
-use std::collections::HashMap;
-
-use seamcall::Regs;
+//! 1. Every private page that the PAMT gives to a TD is named by one S-EPT leaf of that TD, of the same size, and
+//!    every leaf names such a page. 2. Likewise every S-EPT page and the one entry, of the TD's tree or of an L2 VM's, that
+//!    leads to it. 3. CHLDCNT counts the TD's pages. 4. Nothing below a larger page is in use; a Dynamic PAMT page pair is
+//!    marked and counts its pages. 5. No lock outlives its holder. 6. Access bits fit the state. 7. A page was blocked in an
+//!    epoch that has been. 8. No vCPU inside can still reach a page that is not its TD's. 9. A call that is refused has
+//!    changed nothing (see [`crate::watch`], which also says of what the rules are asked). An L2 entry is in use exactly
+//!    where the L1 entry beside it says so, and names the same page. (TDX module ABI, "Model skeleton".)
 
 use crate::abi::{Lifecycle, PAGE, PageType, size_of_level};
 use crate::call::Held;
-use crate::foreign::Target;
+use crate::foreign::{Target, TdLock};
+use crate::l2;
 use crate::lock::Mode;
 use crate::memory::CHUNK;
-use crate::sept;
+use crate::pamt::PamtEntry;
+use crate::sept::{self, EntryState};
 use crate::state::State;
-use crate::td::Td;
+use crate::td::{MIN_TDCX, ROOT_TDCX, Td};
 
-/// Pages of an owner by kind, in 4 KiB units; and how often S-EPT entries name each page.
-#[derive(Default)]
-struct Census {
-    units: HashMap<u64, u64>,
-    named: HashMap<(u64, u8), u32>,
-    broken: Vec<String>,
+/// Bit 63 of BEPOCH: it is no epoch of the TD.
+const NO_TD_EPOCH: u64 = 1 << 63;
+
+/// Where an entry is: `vm` 0 is the TD's own tree.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Place {
+    pub(crate) td: usize,
+    pub(crate) vm: usize,
+    pub(crate) gpa: u64,
+    pub(crate) level: u8,
+    pub(crate) table: u32,
+    pub(crate) index: usize,
+}
+
+/// Readers and writer of each PAMT entry that is locked: few.
+pub(crate) type Locks = Vec<((u64, u8), (u16, bool))>;
+
+/// Root tables of a TD and their level.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Roots {
+    pub(crate) level: u8,
+    count: usize,
+    tables: [u32; 1 + l2::MAX_VMS],
+}
+
+impl Roots {
+    /// The TD's own root, then those of L2 VMs.
+    pub(crate) fn tables(&self) -> &[u32] {
+        &self.tables[..self.count]
+    }
+}
+
+impl Td {
+    /// The TD has Secure EPTs that mean something.
+    pub(crate) fn is_built(&self) -> bool {
+        self.lifecycle == Lifecycle::KeysConfigured && self.tdcx.len() > ROOT_TDCX
+    }
+
+    pub(crate) fn roots(&self) -> Roots {
+        let l2 = self.tdcx.len().saturating_sub(MIN_TDCX).min(l2::MAX_VMS);
+        let [first, second, third] = self.l2_roots;
+        Roots { level: self.root_level, count: 1 + l2, tables: [self.root, first, second, third] }
+    }
 }
 
 impl State {
-    /// Every broken invariant, in words.
-    pub(crate) fn check_invariants(&self) -> Vec<String> {
-        let mut census = Census::default();
-        for td in self.tds.iter().flatten() {
-            if td.lifecycle == Lifecycle::KeysConfigured && td.tdcx.len() > crate::td::ROOT_TDCX {
-                self.check_table(&mut census, td, td.root, 0, td.root_level);
-                Self::check_inside(&mut census, td);
-                self.check_translations(&mut census, td);
-            }
+    /// The page that the entry names and the level of its PAMT entry. L2 leaves name what the L1 leaf does.
+    pub(crate) fn named_page(&self, place: &Place, raw: u64) -> Option<(u64, u8)> {
+        let address = raw & self.cfg.address_mask();
+        if place.vm > 0 {
+            return l2::is_table(raw).then_some((address, 0));
         }
-        self.check_pamt(&mut census);
-        for td in self.tds.iter().flatten() {
-            let counted = census.units.get(&td.tdr).copied().unwrap_or(0);
-            if counted != td.chldcnt {
-                census.broken.push(format!("TD {:#x}: CHLDCNT {}, PAMT says {counted}", td.tdr, td.chldcnt));
-            }
-        }
-        census.broken
-    }
-
-    /// The invariants where a call was at work, cheap enough for every call: of the entries on the walk to its address
-    /// with the pages they name, and of its TD's vCPUs.
-    pub(crate) fn check_call(&self, regs: &Regs) -> Vec<String> {
-        let td =
-            [regs.rdx & !1, regs.rcx].into_iter().find_map(|page| self.td_of(page)).map(|td| self.td(td));
-        let built =
-            |td: &&Td| td.lifecycle == Lifecycle::KeysConfigured && td.tdcx.len() > crate::td::ROOT_TDCX;
-        let mut census = Census::default();
-        if let Some(td) = td.filter(built) {
-            self.check_walk(&mut census, td, regs.rcx);
-            Self::check_inside(&mut census, td);
-        }
-        census.broken
-    }
-
-    fn check_walk(&self, census: &mut Census, td: &Td, gpa: u64) {
-        let (mut at, mut table) = (td.root_level, td.root);
-        loop {
-            let raw = self.mem.table(table)[Td::index(gpa, at)];
-            if raw & !sept::HOST_PRIORITY != sept::FREE {
-                self.check_entry(census, td, gpa & !(size_of_level(at) - 1), at, raw);
-            }
-            let names_table = at > 0 && sept::state_of(raw).is_in(sept::TABLES);
-            let Some(next) = self.mem.table_at(raw & self.cfg.address_mask()).filter(|_| names_table) else {
-                return;
-            };
-            (at, table) = (at - 1, next);
-        }
-    }
-
-    fn check_table(&self, census: &mut Census, td: &Td, table: u32, gpa: u64, level: u8) {
-        for index in 0..512usize {
-            let raw = self.mem.table(table)[index];
-            let state = sept::state_of(raw);
-            if raw & !sept::HOST_PRIORITY == sept::FREE {
-                continue;
-            }
-            let at = gpa | (index as u64) << (12 + 9 * u32::from(level));
-            let entry = raw & !self.lock_bit();
-            self.check_entry(census, td, at, level, raw);
-            let page = sept::address(&self.cfg, entry, level);
-            let names = state.is_in(sept::LEAVES | sept::TABLES);
-            if names {
-                let pamt_level = if state.is_in(sept::TABLES) { 0 } else { level };
-                *census.named.entry((page, pamt_level)).or_insert(0) += 1;
-            }
-            if state.is_in(sept::TABLES) {
-                match self.mem.table_at(page) {
-                    Some(child) => self.check_table(census, td, child, at, level - 1),
-                    None => census.broken.push(format!("{at:#x}: no table in page {page:#x}")),
-                }
-            }
-        }
-    }
-
-    fn check_entry(&self, census: &mut Census, td: &Td, gpa: u64, level: u8, raw: u64) {
         let state = sept::state_of(raw);
-        let rwx = raw & sept::RWX;
-        let mut complain =
-            |what: &str| census.broken.push(format!("{gpa:#x} level {level} {state:?}: {what}"));
+        if state.is_in(sept::TABLES) {
+            return Some((address, 0));
+        }
+        let page = || sept::address(&self.cfg, raw & !self.lock_bit(), place.level);
+        state.is_in(sept::LEAVES).then(|| (page(), place.level))
+    }
+
+    /// The rules about an entry.
+    pub(crate) fn check_entry(&self, place: &Place, raw: u64, broken: &mut Vec<String>) {
+        if place.vm > 0 { self.check_l2(place, raw, broken) } else { self.check_l1(place, raw, broken) }
+    }
+
+    fn check_l1(&self, place: &Place, raw: u64, broken: &mut Vec<String>) {
+        let Place { gpa, level, table, index, .. } = *place;
+        let (td, state, rwx) = (self.td(place.td), sept::state_of(raw), raw & sept::RWX);
+        let mut complain = |what: &str| broken.push(format!("{gpa:#x} level {level} {state:?}: {what}"));
         if raw & 2 != 0 && raw & 1 == 0 {
             complain("writable but not readable");
         }
         if rwx != 0 && (state.any_blocked() || state.any_pending()) {
             complain("accessible");
         }
-        if state == sept::EntryState::NlMapped && rwx != sept::RWX {
+        if state == EntryState::NlMapped && rwx != sept::RWX {
             complain("a table without full access");
         }
-        let locked = raw & self.lock_bit() != 0;
-        let mut holders = self.foreign.iter().map(|hold| hold.target).chain(self.entries_in_flight());
-        let held = holders.any(|target| self.holds_entry(td, gpa, level, target));
-        if locked != held {
+        if (raw & self.lock_bit() != 0) != self.is_entry_held(table, index) {
             complain("lock bit does not match its holders");
         }
-        let (kind, pamt_level) =
-            if state.is_in(sept::TABLES) { (PageType::Ept, 0) } else { (PageType::Reg, level) };
-        if state.is_in(sept::LEAVES | sept::TABLES) {
-            let page = sept::address(&self.cfg, raw & !self.lock_bit(), level);
+        if let Some((page, pamt_level)) = self.named_page(place, raw) {
+            let kind = if state.is_in(sept::TABLES) { PageType::Ept } else { PageType::Reg };
             let found = self.mem.leaf_entry(&self.cfg, page);
             if (found.entry.kind(), found.level, found.entry.owner()) != (kind, pamt_level, td.tdr) {
                 complain("the PAMT does not know the page as this");
             }
-            if state.any_blocked() && found.entry.bepoch > td.td_epoch {
+            let epoch = found.entry.bepoch;
+            if state.any_blocked() && epoch & NO_TD_EPOCH == 0 && epoch > td.td_epoch {
                 complain("blocked in the future");
             }
         }
-    }
-
-    fn entries_in_flight(&self) -> impl Iterator<Item = Target> {
-        self.in_flight.iter().flat_map(|(_, held)| held).flatten().filter_map(|held| match *held {
-            Held::Entry(table, index) => Some(Target::Entry { table, index }),
-            _ => None,
-        })
-    }
-
-    fn holds_entry(&self, td: &Td, gpa: u64, level: u8, target: Target) -> bool {
-        let Target::Entry { table, index } = target else { return false };
-        let (mut at, mut current) = (td.root_level, td.root);
-        while at > level {
-            let entry = self.mem.table(current)[Td::index(gpa, at)];
-            let Some(next) = self.mem.table_at(entry & self.cfg.address_mask()) else { return false };
-            (at, current) = (at - 1, next);
-        }
-        (table, index) == (current, Td::index(gpa, at))
-    }
-
-    fn check_inside(census: &mut Census, td: &Td) {
-        let mut inside = [0u16; 2];
-        for vcpu in td.vcpus.iter().filter(|vcpu| vcpu.inside) {
-            inside[(vcpu.epoch & 1) as usize] += 1;
-            if vcpu.epoch + 1 < td.td_epoch {
-                census.broken.push(format!("vCPU {:#x} is inside since epoch {}", vcpu.tdvpr, vcpu.epoch));
-            }
-        }
-        if inside != td.refcount {
-            census.broken.push(format!("TD {:#x}: refcount {:?}, inside {inside:?}", td.tdr, td.refcount));
-        }
-    }
-
-    fn check_translations(&self, census: &mut Census, td: &Td) {
-        for vcpu in td.vcpus.iter().filter(|vcpu| vcpu.inside) {
-            for (gpa, hpa) in vcpu.translations.iter() {
-                let entry = self.mem.leaf_entry(&self.cfg, hpa).entry;
-                if self.cfg.tracking_enforced && (entry.kind(), entry.owner()) != (PageType::Reg, td.tdr) {
-                    let what = "can still reach a page that is not the TD's";
-                    census.broken.push(format!("vCPU {:#x} {what}: {gpa:#x} at {hpa:#x}", vcpu.tdvpr));
-                }
+        for vm in 1..=usize::from(td.num_l2_vms) {
+            let alias = raw & self.alias_bit(vm) != 0;
+            let used =
+                self.l2_entry_at(place, vm).is_some_and(|entry| l2::state_of(entry) != l2::State::Free);
+            if alias != used {
+                complain(&format!("alias of VM {vm}: {alias}, in use: {used}"));
             }
         }
     }
 
-    fn check_pamt(&self, census: &mut Census) {
-        let locks = self.expected_locks();
-        for (gib, number) in self.mem.gibs.iter().zip(0u64..) {
-            let Some(gib) = gib else { continue };
-            let base = number << 30;
-            let mut below = 0;
-            self.check_page(census, &locks, base, 2, gib.own);
-            for (chunk, start) in gib.chunks.iter().zip((base..).step_by(CHUNK as usize)) {
-                self.check_page(census, &locks, start, 1, chunk.own);
-                let used = chunk
-                    .fine
-                    .as_ref()
-                    .map_or(0, |fine| self.check_fine(census, &locks_within(&locks, start), start, fine));
-                let kind = chunk.own.kind();
-                if kind == PageType::Reg && used > 0 {
-                    census.broken.push(format!("2 MiB page {start:#x} has {used} used pages below"));
-                }
-                if kind == PageType::Pamt
-                    && let Some(fine) = &chunk.fine
-                    && fine.pair.iter().any(|&page| !self.mem.is_pamt_page(&self.cfg, page))
-                {
-                    census.broken.push(format!("the pair of {start:#x} is not marked"));
-                }
-                below += u32::from(kind != PageType::Nda) + u32::from(used);
-            }
-            if gib.own.kind() == PageType::Reg && below > 0 {
-                census.broken.push(format!("1 GiB page {base:#x} has used pages below"));
+    fn check_l2(&self, place: &Place, raw: u64, broken: &mut Vec<String>) {
+        let Place { td, vm, gpa, level, .. } = *place;
+        let state = l2::state_of(raw);
+        let mut complain =
+            |what: &str| broken.push(format!("VM {vm} {gpa:#x} level {level} {state:?}: {what}"));
+        let l1 = self.walk_tables(self.td(td), gpa, level);
+        let l1 = l1.map(|(table, index)| self.mem.table(table)[index]);
+        let used = state != l2::State::Free;
+        if used != l1.is_some_and(|entry| entry & self.alias_bit(vm) != 0) {
+            complain("the L1 entry says otherwise");
+        }
+        if !used {
+            return;
+        }
+        let l1 = l1.unwrap_or(sept::FREE);
+        if l2::is_leaf(raw) != (l1 & sept::LEAF != 0) {
+            complain("one of L1 and L2 is a page, the other a table");
+        }
+        let pages = [l1 & !self.lock_bit(), raw].map(|entry| sept::address(&self.cfg, entry, level));
+        if l2::is_leaf(raw) && pages[0] != pages[1] {
+            complain("another page than the L1 entry's");
+        }
+        if matches!(state, l2::State::Blocked | l2::State::NlBlocked) && raw & 0x407 != 0 {
+            complain("accessible");
+        }
+        if raw & 2 != 0 && raw & 1 == 0 {
+            complain("writable but not readable");
+        }
+        if let Some((page, _)) = self.named_page(place, raw) {
+            let found = self.mem.leaf_entry(&self.cfg, page).entry;
+            if (found.kind(), found.owner()) != (PageType::Ept, self.td(td).tdr) {
+                complain("the PAMT does not know the table");
             }
         }
     }
 
-    fn check_fine(&self, census: &mut Census, locks: &Locks, start: u64, fine: &crate::pamt::Fine) -> u16 {
-        let mut used = 0;
-        let mut visible = 0;
-        for (entry, page) in fine.entries.iter().zip((start..).step_by(PAGE as usize)) {
-            self.check_page(census, locks, page, 0, *entry);
-            used += u16::from(entry.kind() != PageType::Nda);
-            visible += u16::from(!matches!(entry.kind(), PageType::Nda | PageType::Rsvd));
+    /// The entry of `vm` at the same place, if its tables reach that far.
+    fn l2_entry_at(&self, place: &Place, vm: usize) -> Option<u64> {
+        if self.td(place.td).roots().tables().len() <= vm {
+            return None;
         }
-        if used != fine.used {
-            census.broken.push(format!("region {start:#x}: {used} pages used, {} counted", fine.used));
-        }
-        visible
+        let slot = self.l2_walk(place.td, vm, place.gpa, place.level, true);
+        (slot.level == place.level).then_some(slot.entry)
     }
 
-    fn check_page(
-        &self,
-        census: &mut Census,
-        locks: &Locks,
-        page: u64,
-        level: u8,
-        entry: crate::pamt::PamtEntry,
-    ) {
-        let (kind, found) = (entry.kind(), entry.lock().holders());
-        let expected = if locks.is_empty() && found == (0, false) {
-            found
-        } else {
-            locks.get(&(page, level)).copied().unwrap_or_default()
-        };
+    fn is_entry_held(&self, table: u32, index: usize) -> bool {
+        let held = |held: &Held| matches!(*held, Held::Entry(t, i) if (t, i) == (table, index));
+        self.foreign.iter().any(|hold| hold.target == Target::Entry { table, index })
+            || self.locks_in_flight().any(|lock| held(&lock))
+    }
+
+    fn locks_in_flight(&self) -> impl Iterator<Item = Held> {
+        self.in_flight.iter().flat_map(|(_, held)| held).flatten().copied()
+    }
+
+    /// The rules about a page of the PAMT that do not need to know who names it.
+    pub(crate) fn check_page(&self, page: u64, level: u8, locks: &Locks, broken: &mut Vec<String>) {
+        let entry = self.mem.entry(page, level);
+        let kind = entry.kind();
+        let mut complain =
+            |what: String| broken.push(format!("{kind:?} page {page:#x} level {level}: {what}"));
+        let expected = locks.iter().find(|&&(locked, _)| locked == (page, level));
+        let (found, expected) = (entry.lock().holders(), expected.map(|&(_, lock)| lock).unwrap_or_default());
         if found != expected {
-            census
-                .broken
-                .push(format!("PAMT lock of {page:#x} level {level}: {found:?}, expected {expected:?}"));
+            complain(format!("lock {found:?}, expected {expected:?}"));
+        }
+        if kind == PageType::Pamt {
+            return self.check_pair(page, broken);
         }
         if matches!(kind, PageType::Nda | PageType::Rsvd) {
             return;
         }
-        if matches!(kind, PageType::Reg | PageType::Ept | PageType::Tdcx | PageType::Tdvpr) {
-            *census.units.entry(entry.owner()).or_insert(0) += size_of_level(level) / PAGE;
+        if is_child(kind) && self.td_of(entry.owner()).is_none() {
+            complain(format!("owner {:#x} is no TD", entry.owner()));
         }
-        let living = self
-            .tds
-            .iter()
-            .flatten()
-            .any(|td| td.tdr == entry.owner() && td.lifecycle == Lifecycle::KeysConfigured);
-        let named = census.named.get(&(page, level)).copied().unwrap_or(0);
-        if matches!(kind, PageType::Reg | PageType::Ept) && living && named != 1 {
-            census.broken.push(format!("{kind:?} page {page:#x} level {level}: named by {named} entries"));
+        let parents = (level + 1..=2).map(|up| self.mem.entry(page & !(size_of_level(up) - 1), up).kind());
+        if parents.into_iter().any(|parent| !matches!(parent, PageType::Nda | PageType::Pamt)) {
+            complain("in use below a larger page".to_owned());
+        }
+        if level == 0 && self.mem.is_pamt_page(&self.cfg, page) {
+            complain("holds PAMT entries as well".to_owned());
+        }
+    }
+
+    /// A region with a page pair: both are marked.
+    fn check_pair(&self, region: u64, broken: &mut Vec<String>) {
+        let fine = self.mem.chunk(region).and_then(|chunk| chunk.fine.as_ref());
+        if fine.is_none_or(|fine| fine.pair.iter().any(|&page| !self.mem.is_pamt_page(&self.cfg, page))) {
+            broken.push(format!("the page pair of {region:#x} is not marked"));
+        }
+    }
+
+    /// The number of used pages of a region is counted right.
+    pub(crate) fn check_count(&self, region: u64, broken: &mut Vec<String>) {
+        let Some(fine) = self.mem.chunk(region).and_then(|chunk| chunk.fine.as_ref()) else { return };
+        let used = fine.entries.iter().filter(|entry| entry.kind() != PageType::Nda).count();
+        if used != usize::from(fine.used) {
+            broken.push(format!("region {region:#x}: {used} pages used, {} counted", fine.used));
+        }
+    }
+
+    /// Whether exactly one entry has to name the page.
+    pub(crate) fn must_be_named(&self, entry: PamtEntry) -> bool {
+        matches!(entry.kind(), PageType::Reg | PageType::Ept)
+            && self.td_of(entry.owner()).is_some_and(|td| self.td(td).is_built())
+    }
+
+    /// The rules about a TD, with the 4 KiB units that the PAMT gives it.
+    pub(crate) fn check_td(&self, index: usize, units: u64, broken: &mut Vec<String>) {
+        let td = self.td(index);
+        if units != td.chldcnt {
+            broken.push(format!("TD {:#x}: CHLDCNT {}, PAMT says {units}", td.tdr, td.chldcnt));
+        }
+        let mut inside = [0u16; 2];
+        for vcpu in td.vcpus.iter().filter(|vcpu| vcpu.inside) {
+            inside[(vcpu.epoch & 1) as usize] += 1;
+            if vcpu.epoch + 1 < td.td_epoch {
+                broken.push(format!("vCPU {:#x} is inside since epoch {}", vcpu.tdvpr, vcpu.epoch));
+            }
+        }
+        // A vCPU that a machine check threw out is never counted out.
+        if inside != td.refcount && !td.fatal {
+            broken.push(format!("TD {:#x}: refcount {:?}, inside {inside:?}", td.tdr, td.refcount));
+        }
+        for (lock, name) in
+            [(td.tree_lock, TdLock::SeptTree), (td.op_lock, TdLock::OpState), (td.epoch_lock, TdLock::Epoch)]
+        {
+            let expected = self.expected_td_lock(index, name);
+            if lock.holders() != expected {
+                let found = lock.holders();
+                broken.push(format!("TD {:#x}: {name:?} lock {found:?}, expected {expected:?}", td.tdr));
+            }
+        }
+    }
+
+    fn expected_td_lock(&self, index: usize, name: TdLock) -> (u16, bool) {
+        let mut lock = (0, false);
+        let mut add = |mode: Mode| match mode {
+            Mode::Shared => lock.0 += 1,
+            Mode::Exclusive => lock.1 = true,
+        };
+        let foreign = self.foreign.iter().filter(|hold| hold.target == Target::Td { td: index, lock: name });
+        foreign.for_each(|hold| add(hold.mode));
+        for held in self.locks_in_flight() {
+            match (held, name) {
+                (Held::Tree(td, mode), TdLock::SeptTree) if td == index => add(mode),
+                (Held::OpState(td), TdLock::OpState) if td == index => add(Mode::Shared),
+                (Held::Epoch(td, mode), TdLock::Epoch) if td == index => add(mode),
+                _ => {}
+            }
+        }
+        lock
+    }
+
+    /// The locks that are nobody's in particular are free when nobody is at work.
+    pub(crate) fn check_module_locks(&self, broken: &mut Vec<String>) {
+        let mut locks = self.write_back_locks.iter().chain([&self.key_table_lock]);
+        let free = locks.all(|lock| lock.holders() == (0, false)) && self.tdmr_locks.is_empty();
+        if self.in_flight.is_empty() && !free {
+            broken.push("a lock of the key table, a package or a TDMR is left".to_owned());
+        }
+    }
+
+    /// Rule 8, for guests' translations to pages for which `gone` holds.
+    pub(crate) fn check_translations(&self, gone: impl Fn(u64) -> bool, broken: &mut Vec<String>) {
+        if !self.cfg.tracking_enforced {
+            return;
+        }
+        for td in self.tds.iter().flatten().filter(|td| td.is_built() && !td.fatal) {
+            for vcpu in td.vcpus.iter().filter(|vcpu| vcpu.inside) {
+                for (gpa, hpa) in vcpu.translations.iter().filter(|&(_, hpa)| gone(hpa)) {
+                    let entry = self.mem.leaf_entry(&self.cfg, hpa).entry;
+                    if (entry.kind(), entry.owner()) != (PageType::Reg, td.tdr) {
+                        let what = "can still reach a page that is not the TD's";
+                        broken.push(format!("vCPU {:#x} {what}: {gpa:#x} at {hpa:#x}", vcpu.tdvpr));
+                    }
+                }
+            }
         }
     }
 
     /// Who holds which PAMT entry between calls: vCPUs in guest mode, foreign holders, calls that pause.
-    fn expected_locks(&self) -> Locks {
-        let (mut locks, mut pages) = (Locks::new(), Vec::new());
-        let mut path = |hpa: u64, level: u8, mode: Mode| {
-            for at in level..=2 {
-                let mode = if at == level { mode } else { Mode::Shared };
-                add(&mut locks, hpa & !(size_of_level(at) - 1), at, mode);
+    pub(crate) fn expected_locks(&self) -> Locks {
+        let mut locks = Locks::new();
+        for td in self.tds.iter().flatten() {
+            for vcpu in td.vcpus.iter().filter(|vcpu| vcpu.inside) {
+                add_path(&mut locks, vcpu.tdvpr, 0, Mode::Shared);
+                add(&mut locks, td.tdr, 0, Mode::Shared);
             }
-        };
-        for vcpu in self.tds.iter().flatten().flat_map(|td| &td.vcpus).filter(|vcpu| vcpu.inside) {
-            path(vcpu.tdvpr, 0, Mode::Shared);
         }
-        for held in self.in_flight.iter().flat_map(|(_, held)| held).flatten() {
-            match *held {
-                Held::Path(hpa, level, mode) => path(hpa, level, mode),
-                Held::Page(hpa, level, mode) => pages.push((hpa, level, mode)),
+        for held in self.locks_in_flight() {
+            match held {
+                Held::Path(hpa, level, mode) => add_path(&mut locks, hpa, level, mode),
+                Held::Page(hpa, level, mode) => add(&mut locks, hpa, level, mode),
                 _ => {}
             }
         }
         for hold in &self.foreign {
             if let Target::Page { hpa, level } = hold.target {
-                path(hpa, level, hold.mode);
+                add_path(&mut locks, hpa, level, hold.mode);
             }
         }
-        for td in self.tds.iter().flatten() {
-            td.vcpus.iter().filter(|vcpu| vcpu.inside).for_each(|_| add(&mut locks, td.tdr, 0, Mode::Shared));
-        }
-        pages.into_iter().for_each(|(hpa, level, mode)| add(&mut locks, hpa, level, mode));
         locks
     }
 }
 
-/// Readers and writer of each PAMT entry.
-type Locks = HashMap<(u64, u8), (u16, bool)>;
+/// Pages that CHLDCNT counts.
+pub(crate) const fn is_child(kind: PageType) -> bool {
+    matches!(kind, PageType::Reg | PageType::Ept | PageType::Tdcx | PageType::Tdvpr)
+}
 
-/// Those of the 4 KiB entries of the 2 MiB at `start`: mostly none.
-fn locks_within(locks: &Locks, start: u64) -> Locks {
-    let inside = |page: u64, level: u8| level == 0 && page & !(CHUNK - 1) == start;
-    locks.iter().filter(|&(&(page, level), _)| inside(page, level)).map(|(&key, &lock)| (key, lock)).collect()
+/// 4 KiB units of the page in CHLDCNT.
+pub(crate) const fn units(entry: PamtEntry, level: u8) -> u64 {
+    if is_child(entry.kind()) { size_of_level(level) / PAGE } else { 0 }
+}
+
+/// First byte of the 2 MiB region.
+pub(crate) const fn region(page: u64) -> u64 {
+    page & !(CHUNK - 1)
+}
+
+fn add_path(locks: &mut Locks, hpa: u64, level: u8, mode: Mode) {
+    for at in level..=2 {
+        add(locks, hpa, at, if at == level { mode } else { Mode::Shared });
+    }
 }
 
 fn add(locks: &mut Locks, page: u64, level: u8, mode: Mode) {
-    let entry = locks.entry((page, level)).or_default();
+    let key = (page & !(size_of_level(level) - 1), level);
+    let position = locks.iter().position(|&(locked, _)| locked == key).unwrap_or_else(|| {
+        locks.push((key, (0, false)));
+        locks.len() - 1
+    });
+    let (_, lock) = &mut locks[position];
     match mode {
-        Mode::Shared => entry.0 += 1,
-        Mode::Exclusive => entry.1 = true,
+        Mode::Shared => lock.0 += 1,
+        Mode::Exclusive => lock.1 = true,
     }
 }

@@ -8,12 +8,18 @@
 //! A machine is built with its module up and its memory initialised, or [cold](MachineBuilder::cold). Three more choices
 //! matter to a host under test:
 //!
-//! * [`MachineBuilder::contention`]: whether calls of several threads overlap. A call that pauses keeps the locks of the
-//!   module, and others get OPERAND_BUSY, with host priority left behind, as from the module.
+//! * [`MachineBuilder::contention`]: whether calls of several threads overlap, as they do unless told otherwise. A call that
+//!   pauses keeps the locks of the module, and others get OPERAND_BUSY, with host priority left behind, as from the module.
 //! * [`MachineBuilder::enforce_tracking`]: whether the module refuses a host that does not fence, or lets a guest show
 //!   what such a host has done.
-//! * [`MachineBuilder::audit`]: whether every invariant is checked after everything. Debug builds check those of the
-//!   entries and the TD that a call was about in any case.
+//! * [`MachineBuilder::audit`]: whether the whole state is walked for broken invariants after everything. Debug builds
+//!   check, after every call and whatever a guest does, all invariants of all that has changed.
+//!
+//! Modelled is everything that touches memory, the PAMT, Secure EPTs, TLB tracking, keys, and the state of TDs and vCPUs they
+//! depend on: 4 and 5 levels, both guest address widths, Dynamic PAMT, TD partitioning (tables, attributes and pages of
+//! L2 VMs), write blocks, debug access, contention with host priority, interrupts, caches under key ids. Not modelled are
+//! export and import of TDs, service TDs, code that runs in an L2 VM, measurements beyond a fold of their inputs, and TDX-IO;
+//! their leaves answer OPERAND_INVALID for RAX, as unknown ones do.
 //!
 //! ```
 //! use sept_core::{Gpa, Hpa, Level};
@@ -40,23 +46,31 @@ mod builder;
 mod call;
 mod config;
 mod digest;
+mod enter;
 mod faults;
 mod foreign;
 mod guest;
 mod host;
 mod invariants;
+mod l2;
+mod l2_slot;
 mod leaf;
 mod lock;
 mod machine;
 mod memory;
+mod operand;
+mod ordinary;
 mod pamt;
 mod sept;
 mod session;
+mod slot;
 mod state;
 mod stats;
 mod td;
+mod td_params;
 mod translations;
 mod violation;
+mod watch;
 
 pub mod boot;
 pub mod replay;
@@ -64,9 +78,10 @@ pub mod replay;
 pub use abi::{Leaf, Lifecycle, NULL_PA, Operand, PageType, Status, op_state, size_of_level};
 pub use builder::MachineBuilder;
 pub use config::{HkidLayout, ModuleVersion, Profile, Tdmr, UnknownVersion};
-pub use faults::{Fault, Interrupts};
+pub use enter::RunningLp;
+pub use faults::{Fault, FaultPlan, Interrupts, MachineCheck};
 pub use foreign::{Access, Hold, TdLock};
-pub use guest::{Accept, EPT_VIOLATION, EptViolation, Guest, GuestFault, TdExit};
+pub use guest::{Accept, EPT_VIOLATION, EptViolation, Guest, GuestFault, TdCall, TdExit};
 pub use host::{Content, Seen};
 pub use machine::{Lp, Machine, PageInfo, RawEntry, TdInfo};
 pub use sept::EntryState;

@@ -75,9 +75,33 @@ pub(crate) struct Gib {
     pub(crate) chunks: Box<[Chunk]>,
 }
 
+/// What was handed out for writing since the watch looked last. Only debug builds keep it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Touched {
+    pub(crate) on: bool,
+    pub(crate) tables: Vec<u32>,
+    /// Pages with the level of the PAMT entry.
+    pub(crate) pages: Vec<(u64, u8)>,
+}
+
+impl Touched {
+    fn table(&mut self, table: u32) {
+        if cfg!(debug_assertions) && self.on && self.tables.last() != Some(&table) {
+            self.tables.push(table);
+        }
+    }
+
+    pub(crate) fn page(&mut self, hpa: u64, level: u8) {
+        if cfg!(debug_assertions) && self.on {
+            self.pages.push((hpa & !(crate::abi::size_of_level(level) - 1), level));
+        }
+    }
+}
+
 /// All modelled memory.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Memory {
+    pub(crate) touched: Touched,
     pub(crate) gibs: Vec<Option<Box<Gib>>>,
     tables: Vec<Box<Table>>,
     free_tables: Vec<u32>,
@@ -251,6 +275,7 @@ impl Memory {
                 self.tables.len() as u32 - 1
             }
         };
+        self.touched.table(index);
         let generation = self.generation;
         self.replace(hpa, Cell { value: u64::from(index), generation, key: key | TABLE, dirty: key });
         index
@@ -274,6 +299,7 @@ impl Memory {
     }
 
     pub(crate) fn table_mut(&mut self, index: u32) -> &mut Table {
+        self.touched.table(index);
         &mut self.tables[index as usize]
     }
 

@@ -32,6 +32,11 @@ impl PamtEntry {
         Lock(self.meta as u16)
     }
 
+    /// All of it but the lock.
+    pub(crate) const fn without_lock(self) -> Self {
+        Self { meta: self.meta & !0xFFFF, ..self }
+    }
+
     const fn set_lock(&mut self, lock: Lock) {
         self.meta = self.meta & !0xFFFF | lock.0 as u64;
     }
@@ -103,6 +108,7 @@ impl Memory {
     }
 
     pub(crate) fn entry_mut(&mut self, cfg: &Config, hpa: u64, level: u8) -> &mut PamtEntry {
+        self.touched.page(hpa, level);
         match level {
             0 => &mut self.fine(cfg, hpa).entries[slot(hpa)],
             1 => &mut self.chunk_mut(hpa).own,
@@ -216,8 +222,16 @@ impl Memory {
         }
     }
 
+    /// All entries of the 2 MiB region come or go.
+    fn touch_region(&mut self, hpa: u64) {
+        self.touched.page(hpa, 1);
+        let base = hpa & !(CHUNK - 1);
+        (0..FANOUT as u64).for_each(|index| self.touched.page(base + index * PAGE, 0));
+    }
+
     /// Gives the 2 MiB region its page pair: its 4 KiB entries exist from now on.
     pub(crate) fn attach_pair(&mut self, cfg: &Config, hpa: u64, pair: [u64; 2]) {
+        self.touch_region(hpa);
         self.chunk_mut(hpa).fine = None;
         self.fine(cfg, hpa).pair = pair;
         self.chunk_mut(hpa).own.set(PageType::Pamt, 0);
@@ -225,6 +239,7 @@ impl Memory {
 
     /// Takes the page pair away: the 4 KiB entries are gone.
     pub(crate) fn detach_pair(&mut self, hpa: u64) -> [u64; 2] {
+        self.touch_region(hpa);
         let chunk: &mut Chunk = self.chunk_mut(hpa);
         chunk.own.free();
         let pair = chunk.fine.take().map_or([0; 2], |fine| fine.pair);

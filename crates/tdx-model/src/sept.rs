@@ -13,8 +13,10 @@ pub(crate) const LEAF: u64 = 1 << 7;
 pub(crate) const HOST_PRIORITY: u64 = 1 << 52;
 /// An entry that maps nothing.
 pub(crate) const FREE: u64 = 0x80E0_0000_0000_0000;
-/// What PAGE.REMOVE leaves while a TD is imported.
-pub(crate) const REMOVED: u64 = 0x80C0_0000_0000_0000;
+/// What PAGE.REMOVE leaves while a TD is imported, without the epoch.
+const REMOVED: u64 = 0x80C0_0000_0000_0000;
+/// The epoch in bits 43:12 of a removed entry means something.
+const MIGRATION_EPOCH_VALID: u64 = 1 << 44;
 /// A non-leaf entry without its address.
 pub(crate) const NL_MAPPED: u64 = 0x8000_0000_0000_0007;
 /// An accepted leaf without its address.
@@ -138,6 +140,16 @@ impl EntryState {
             || matches!(self, S::PendingExportedDirtyBlockedw)
     }
 
+    /// Exported, and not written since.
+    pub(crate) const fn exported_and_clean(self) -> bool {
+        matches!(self, S::ExportedBlockedw | S::PendingExportedBlockedw)
+    }
+
+    /// The guest may read it but not write.
+    pub(crate) const fn any_write_blocked(self) -> bool {
+        self.is_in(WRITE_BLOCKED)
+    }
+
     /// A removal must wait until no translation made before the block can be in use.
     pub(crate) const fn needs_tracking(self) -> bool {
         !self.is_in(set(&[S::Free, S::Removed, S::ExportedBlockedw, S::PendingExportedBlockedw]))
@@ -173,6 +185,8 @@ pub(crate) const MEM_RD: u16 =
     set(&[S::Mapped, S::Blockedw, S::ExportedBlockedw, S::ExportedDirty, S::ExportedDirtyBlockedw]);
 /// States MEM.WR allows.
 pub(crate) const MEM_WR: u16 = set(&[S::Mapped, S::ExportedDirty]);
+/// States EXPORT.BLOCKW allows.
+pub(crate) const BLOCKW: u16 = set(&[S::Mapped, S::ExportedDirty, S::Pending, S::PendingExportedDirty]);
 /// States EXPORT.UNBLOCKW allows.
 pub(crate) const WRITE_BLOCKED: u16 = set(&[
     S::Blockedw,
@@ -184,6 +198,10 @@ pub(crate) const WRITE_BLOCKED: u16 = set(&[
 ]);
 /// States PAGE.DEMOTE allows.
 pub(crate) const DEMOTE: u16 = set(&[S::Mapped, S::Blocked, S::Pending, S::PendingBlocked]);
+/// States TDG.MEM.PAGE.ATTR.RD allows.
+pub(crate) const ATTR_RD: u16 = LEAVES & !set(&[S::Blocked, S::PendingBlocked]);
+/// States TDG.MEM.PAGE.ATTR.WR allows.
+pub(crate) const ATTR_WR: u16 = set(&[S::Mapped, S::ExportedDirty, S::Pending, S::PendingExportedDirty]);
 /// Every leaf state: what RELOCATE allows.
 pub(crate) const LEAVES: u16 = !set(&[S::Free, S::Removed, S::NlMapped, S::NlBlocked]);
 /// States of which 512 can be merged.
@@ -198,6 +216,16 @@ pub(crate) const fn state_of(entry: u64) -> EntryState {
 /// Whether a walk can go on through the entry.
 pub(crate) const fn walkable(entry: u64) -> bool {
     entry & RWX != 0 && entry & LEAF == 0
+}
+
+/// What PAGE.REMOVE leaves in that epoch of an import.
+pub(crate) const fn removed(epoch: u32) -> u64 {
+    REMOVED | MIGRATION_EPOCH_VALID | (epoch as u64) << 12
+}
+
+/// The entry with write access taken away.
+pub(crate) const fn write_blocked(entry: u64) -> u64 {
+    entry & !WRITE | BLOCKED_W_BIT
 }
 
 /// The entry with access taken away.

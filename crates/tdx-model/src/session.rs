@@ -39,10 +39,10 @@ pub type PauseHook = Arc<dyn Fn(&Machine, Pause) + Send + Sync>;
 /// Whether calls of several threads overlap.
 #[derive(Clone, Default)]
 pub enum Contention {
-    /// A call is over before the next begins. Fastest; contention comes only from [`Machine::hold_entry`] and its like.
-    #[default]
+    /// A call is over before the next begins; contention comes only from [`Machine::hold_entry`] and its like.
     None,
-    /// A call gives way to other threads where it pauses.
+    /// Where a call pauses, it gives way to another thread that waits to make one. A single thread notices nothing.
+    #[default]
     Yield,
     /// A call runs this where it pauses: it may wait for another thread, or make calls of another processor itself.
     Hook(PauseHook),
@@ -88,7 +88,12 @@ impl<'m> Session<'m> {
 
     /// Lets others run, with the locks of `c` held. What the call read under its locks stays as it is.
     pub(crate) fn pause(&mut self, c: &Ctx, point: Point) {
-        if !matches!(self.machine.contention(), Contention::None) {
+        let gives_way = match self.machine.contention() {
+            Contention::None => false,
+            Contention::Yield => self.machine.others_wait(),
+            Contention::Hook(_) => true,
+        };
+        if gives_way {
             self.give_way(c, point);
         }
     }
@@ -97,19 +102,21 @@ impl<'m> Session<'m> {
     fn give_way(&mut self, c: &Ctx, point: Point) {
         let number = self.in_flight.last().map_or(0, |(number, _)| number + 1);
         self.in_flight.push((number, c.held()));
-        self.audit();
+        self.verify();
         self.guard = None;
         match self.machine.contention() {
             Contention::None => {}
-            Contention::Yield => std::thread::yield_now(),
+            Contention::Yield => self.machine.let_others_in(),
             Contention::Hook(hook) => hook(self.machine, Pause { lp: c.lp, leaf: c.known_leaf(), point }),
         }
         self.guard = Some(self.machine.lock());
         self.in_flight.retain(|&(paused, _)| paused != number);
     }
 
-    /// Panics when an invariant is broken, if the machine is to do that.
-    pub(crate) fn audit(&self) {
+    /// Panics when an invariant is broken: in debug builds by what changed, on an audited machine anywhere.
+    pub(crate) fn verify(&mut self) {
+        let broken = self.check_changes(false);
+        assert!(broken.is_empty(), "invariants broken: {broken:#?}");
         if self.cfg.audit {
             let broken = self.check_invariants();
             assert!(broken.is_empty(), "invariants broken: {broken:#?}");

@@ -5,6 +5,7 @@
 //! be inside. (TDX module ABI, "TLB tracking".)
 
 use crate::abi::{Lifecycle, op_state};
+use crate::l2;
 use crate::lock::Lock;
 use crate::translations::Translations;
 
@@ -33,13 +34,49 @@ pub(crate) struct Td {
     /// Level of the entries in the S-EPT root: 3 or 4.
     pub(crate) root_level: u8,
     pub(crate) root: u32,
-    pub(crate) debug: bool,
-    /// An access to a pending page makes the vCPU exit instead of raising #VE.
-    pub(crate) pending_ve_disable: bool,
-    pub(crate) max_vcpus: u16,
+    pub(crate) num_l2_vms: u8,
+    /// Roots of the trees of the L2 VMs.
+    pub(crate) l2_roots: [u32; l2::MAX_VMS],
+    pub(crate) controls: Controls,
+    pub(crate) migration: Migration,
     pub(crate) measurement: u64,
+    /// vCPUs that VP.INIT has initialised.
+    pub(crate) num_vcpus: u32,
     pub(crate) vcpus: Vec<Vcpu>,
 }
+
+/// What TD_PARAMS and later writes say of the TD.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Controls {
+    pub(crate) attributes: u64,
+    pub(crate) xfam: u64,
+    pub(crate) max_vcpus: u32,
+    pub(crate) tsc_frequency: u16,
+    pub(crate) config_flags: u64,
+    /// Bit 0: an access to a pending page makes the vCPU exit instead of raising #VE.
+    pub(crate) td_ctls: u64,
+    /// By VM: bit 0, a failed walk in ATTR.WR is an exit.
+    pub(crate) vm_ctls: [u64; 4],
+    pub(crate) notify_enables: u64,
+    /// Microseconds.
+    pub(crate) hp_lock_timeout: u64,
+}
+
+/// What the leaves that are modelled look at of a migration.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Migration {
+    /// Goes into REMOVED entries.
+    pub(crate) epoch: u32,
+    /// The TD's epoch when a page was last blocked for writing.
+    pub(crate) block_write_epoch: u64,
+    /// Exported pages that have changed since.
+    pub(crate) dirty_count: u64,
+}
+
+/// ATTRIBUTES: the host may look into the TD.
+pub(crate) const ATTRIBUTE_DEBUG: u64 = 1;
+/// ATTRIBUTES: no #VE for pending pages.
+pub(crate) const ATTRIBUTE_SEPT_VE_DISABLE: u64 = 1 << 28;
 
 /// A vCPU.
 #[derive(Clone, Debug, Default)]
@@ -47,6 +84,13 @@ pub(crate) struct Vcpu {
     pub(crate) tdvpr: u64,
     pub(crate) tdcx: Vec<u64>,
     pub(crate) initialized: bool,
+    /// Order of its initialisation.
+    pub(crate) index: u32,
+    pub(crate) x2apic_id: Option<u32>,
+    /// It consumed what it cannot recover from.
+    pub(crate) disabled: bool,
+    /// Its last exit came after the instruction: the host may say whether to try again.
+    pub(crate) left_by_trap: bool,
     pub(crate) epoch: u64,
     /// Logical processor it is associated with.
     pub(crate) lp: Option<u32>,
@@ -55,7 +99,11 @@ pub(crate) struct Vcpu {
     /// In the middle of a guest call, and to leave when that is over.
     pub(crate) executing: bool,
     pub(crate) kicked: bool,
-    /// ACCEPTs in a row that host priority refused.
+    /// The page whose access made it exit last, how often in a row, and the pages noted as stepped.
+    pub(crate) fault_page: Option<u64>,
+    pub(crate) faults: u8,
+    pub(crate) stepped_pages: Vec<u64>,
+    /// Calls in a row that host priority refused.
     pub(crate) refused: u32,
     /// A kick does not reach it (fault plan).
     pub(crate) stuck: bool,
@@ -68,8 +116,10 @@ pub(crate) const ROOT_TDCX: usize = 3;
 pub(crate) const MIN_TDCX: usize = 6;
 /// Most TDCX pages a TD can have.
 pub(crate) const MAX_TDCX: usize = 9;
-/// Pages of a vCPU besides its TDVPR.
+/// Pages of a vCPU besides its TDVPR, without L2 VMs and with the most of them, and for each L2 VM.
 pub(crate) const VCPU_TDCX: usize = 5;
+pub(crate) const MAX_VCPU_TDCX: usize = 14;
+pub(crate) const VCPU_TDCX_PER_L2_VM: usize = 3;
 
 impl Td {
     pub(crate) fn new(tdr: u64, hkid: u16) -> Self {
@@ -90,12 +140,30 @@ impl Td {
             gpaw: false,
             root_level: 3,
             root: 0,
-            debug: false,
-            pending_ve_disable: false,
-            max_vcpus: 0,
+            num_l2_vms: 0,
+            l2_roots: [0; l2::MAX_VMS],
+            controls: Controls::default(),
+            migration: Migration::default(),
             measurement: 0,
+            num_vcpus: 0,
             vcpus: Vec::new(),
         }
+    }
+
+    /// The host may look into the TD.
+    pub(crate) const fn debug(&self) -> bool {
+        self.controls.attributes & ATTRIBUTE_DEBUG != 0
+    }
+
+    /// An access to a pending page makes the vCPU exit instead of raising #VE.
+    pub(crate) const fn pending_ve_disable(&self) -> bool {
+        self.controls.td_ctls & 1 != 0
+    }
+
+    /// Whether the vCPU has all the pages that the TD's VMs need.
+    pub(crate) fn has_pages(&self, vcpu: usize) -> bool {
+        let needed = VCPU_TDCX + VCPU_TDCX_PER_L2_VM * usize::from(self.num_l2_vms);
+        self.vcpus[vcpu].tdcx.len() >= needed
     }
 
     /// Blocking and tracking are enforced.

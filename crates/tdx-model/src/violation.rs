@@ -21,6 +21,8 @@ pub enum ViolationKind {
     GuestReadForeign,
     /// A guest used a translation to a page it no longer owns.
     StaleTranslation,
+    /// The module read ordinary memory that was written with another key than the address says: it worked with noise.
+    ModuleReadCiphertext,
     /// The module read a frame with a memory error.
     ModuleReadPoison,
 }

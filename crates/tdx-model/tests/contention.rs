@@ -6,7 +6,7 @@ use std::sync::{Arc, Barrier, Mutex};
 use seamcall::Regs;
 use sept_core::{Gpa, Hpa, Level};
 use tdx_model::boot::{self, TdPages, TdSpec};
-use tdx_model::{Accept, Contention, Leaf, Machine, MachineBuilder, Pause, Point, Status};
+use tdx_model::{Accept, Leaf, Machine, MachineBuilder, Pause, Point, Status};
 
 const BASE: u64 = 0x1_0000_0000;
 const PAGE: u64 = 4096;
@@ -185,6 +185,33 @@ fn threads_meet_inside_of_calls() {
     assert!(machine.check_invariants().is_empty());
 }
 
+/// Without a word about contention calls of two threads overlap: one of them finds the other's lock before long.
+#[test]
+fn threads_contend_unless_told_otherwise() {
+    let spec = TdSpec { finalize: false, ..TdSpec::default() };
+    let (machine, _) = build(Machine::builder(), spec, 1);
+    let found = AtomicBool::new(false);
+    let work = |lp: u32, leaves: [Leaf; 2]| {
+        for turn in 0..10_000_000 {
+            if found.load(Ordering::Relaxed) {
+                break;
+            }
+            let status = Status(call(&machine, lp, leaves[turn % 2], [1, TDR, 0]).rax);
+            assert!(status == Status::SUCCESS || status == Status(0x8000_0200_0000_0092), "{status:?}");
+            if status != Status::SUCCESS {
+                found.store(true, Ordering::Relaxed);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        // The tree exclusively, and shared.
+        scope.spawn(|| work(0, [Leaf::RangeBlock, Leaf::RangeUnblock]));
+        scope.spawn(|| work(1, [Leaf::SeptRd, Leaf::SeptRd]));
+    });
+    assert!(found.load(Ordering::Relaxed));
+    assert!(machine.check_invariants().is_empty());
+}
+
 /// Calls until the answer is not "busy" and not "somebody is still inside".
 fn insist(machine: &Machine, lp: u32, leaf: Leaf, operands: [u64; 3], retry: impl Fn()) -> Status {
     loop {
@@ -209,7 +236,7 @@ const PAGES: u64 = 4;
 #[test]
 fn hosts_and_guests_in_threads_keep_every_invariant() {
     let spec = TdSpec { vcpus: 2, ..TdSpec::default() };
-    let (machine, td) = build(Machine::builder().contention(Contention::Yield), spec, HOSTS);
+    let (machine, td) = build(Machine::builder(), spec, HOSTS);
     let tdr = td.tdr.raw();
     let running = AtomicU64::new(HOSTS);
     let kick = || {

@@ -69,10 +69,11 @@ fn a_cold_module_comes_up_step_by_step() {
     assert_eq!(go(0, Leaf::MngCreate, [BASE, 33, 0]), Status::SUCCESS);
     assert_eq!(go(7, Leaf::MngCreate, [BASE + 4096, 34, 0]), Status::SYS_LP_INIT_NOT_DONE);
 
-    assert_eq!(go(0, Leaf::SysShutdown, [1, 0, 0]), Status::SUCCESS);
+    assert_eq!(go(0, Leaf::SysLpShutdown, [0; 3]), Status::SUCCESS);
+    assert_eq!(go(0, Leaf::SysShutdown, [1, 0, 0]), Status(0xC000_0100_0000_0001), "no such handoff version");
+    assert_eq!(go(0, Leaf::SysShutdown, [0; 3]), Status::SUCCESS);
     assert_eq!(go(0, Leaf::MemTrack, [BASE, 0, 0]), Status::SYS_SHUTDOWN);
     assert_eq!(go(0, Leaf::SysLpShutdown, [0; 3]), Status::SUCCESS);
-    assert_eq!(go(0, Leaf::SysLpShutdown, [0; 3]), Status::SYS_LP_INIT_NOT_DONE);
 }
 
 #[test]
@@ -84,22 +85,69 @@ fn a_bad_tdmr_is_named() {
         write_info(&machine, 2, [0; 4]);
         machine
     };
-    let cases: [(u64, &[u64], u64); 6] = [
+    // PAMT areas: 1 GiB 0x2000_0000 + 0x1000, 2 MiB 0x2001_0000 + 0x4000, 4 KiB 0x2100_0000 + 0x80_0000.
+    let cases: [(u64, &[u64], u64); 19] = [
         (0, &[BASE + 4096], 0xC000_0A00_0000_0000),
         (8, &[0x2000_0000], 0xC000_0A00_0000_0000),
+        (8, &[0], 0xC000_0A00_0000_0000),
+        (8, &[u64::MAX << 30], 0xC000_0A00_0000_0000),
+        (0, &[1 << 46], 0xC000_0A00_0000_0000),
         (24, &[4095], 0xC000_0A10_0000_0200),
+        (24, &[4097], 0xC000_0A10_0000_0200),
+        (32, &[0x2001_0800], 0xC000_0A10_0000_0100),
         (56, &[4096], 0xC000_0A10_0000_0000),
+        (48, &[(1 << 46) - 0x1000], 0xC000_0A10_0000_0000),
+        // A PAMT area in another one, and in memory that is offered.
+        (48, &[0x2001_4000], 0),
+        (48, &[0x2001_3000], 0xC000_0A12_0000_0000),
+        (16, &[0x2001_3000], 0xC000_0A12_0000_0100),
+        (48, &[BASE], 0xC000_0A12_0000_0000),
+        (32, &[BASE + 0x7FFF_C000], 0xC000_0A12_0000_0100),
+        // Reserved areas: inside, whole pages, ascending, none empty before the last.
         (64, &[0x7FFF_F000, 0x2000], 0xC000_0A20_0000_0000),
+        (64, &[0x1000, 0x800], 0xC000_0A20_0000_0000),
         (64, &[0x2000, 0x1000, 0x1000, 0x1000], 0xC000_0A21_0000_0100),
+        (64, &[0, 0, 0x1000, 0x1000], 0xC000_0A21_0000_0000),
     ];
     for (offset, words, expected) in cases {
         let machine = start();
         put(&machine, INFO + offset, words);
-        assert_eq!(call(&machine, 0, Leaf::SysConfig, [ARRAY, 1, 32]).0, Status(expected), "at {offset}");
+        assert_eq!(
+            call(&machine, 0, Leaf::SysConfig, [ARRAY, 1, 32]).0,
+            Status(expected),
+            "{offset} {words:x?}"
+        );
     }
+    // In a reserved area a PAMT area is well placed.
+    let machine = start();
+    put(&machine, INFO + 32, &[BASE + 0x7FFF_C000]);
+    put(&machine, INFO + 64, &[0x7FFF_C000, 0x4000]);
+    assert_eq!(call(&machine, 0, Leaf::SysConfig, [ARRAY, 1, 32]).0, Status::SUCCESS);
     let machine = start();
     put(&machine, ARRAY, &[INFO, INFO]);
     assert_eq!(call(&machine, 0, Leaf::SysConfig, [ARRAY, 2, 32]).0, Status(0xC000_0A01_0000_0001));
+}
+
+#[test]
+fn memory_that_is_not_convertible_is_refused() {
+    let with = |ranges: &[(u64, u64)]| {
+        let builder = Machine::builder().version(ModuleVersion::V1_5_01).cold().logical_processors(2);
+        let machine =
+            ranges.iter().fold(builder, |builder, &(base, size)| builder.convertible(base, size)).build();
+        assert_eq!(call(&machine, 0, Leaf::SysInit, [0; 3]).0, Status::SUCCESS);
+        assert_eq!(call(&machine, 0, Leaf::SysLpInit, [0; 3]).0, Status::SUCCESS);
+        write_info(&machine, 2, [0; 4]);
+        let config = || call(&machine, 0, Leaf::SysConfig, [ARRAY, 1, 32]).0;
+        assert_eq!(config(), Status::SYS_CONFIG_NOT_PENDING, "one of two processors");
+        assert_eq!(call(&machine, 1, Leaf::SysLpInit, [0; 3]).0, Status::SUCCESS);
+        config()
+    };
+    let pamt = (0x2000_0000, 0x1000_0000);
+    assert_eq!(with(&[pamt, (BASE, 2 << 30)]), Status::SUCCESS);
+    assert_eq!(with(&[pamt, (BASE, 1 << 30), (BASE + (1 << 30), 1 << 30)]), Status::SUCCESS, "one stretch");
+    assert_eq!(with(&[pamt, (BASE, 1 << 30)]), Status(0xC000_0A02_0000_0000));
+    assert_eq!(with(&[(0x2000_0000, 0x10_0000), (BASE, 2 << 30)]), Status(0xC000_0A11_0000_0000));
+    assert_eq!(with(&[(0x2001_0000, 0x1000_0000), (BASE, 2 << 30)]), Status(0xC000_0A11_0000_0200));
 }
 
 /// A running TD with one accepted page at 0.
@@ -181,4 +229,81 @@ fn a_guest_gives_up_when_the_host_never_comes_back() {
     assert_eq!(call(&machine, 0, Leaf::SeptRd, [0x1000, tdr.raw(), 0]).0, Status::SUCCESS);
     guest.enter(0).unwrap();
     assert_eq!(guest.accept(gpa, Level::L4K), Ok(Accept::Returned(Status::SUCCESS)));
+}
+
+#[test]
+fn sys_info_fills_what_it_is_given() {
+    let machine = Machine::builder().version(ModuleVersion::V1_5_01).memory(BASE, 2).build();
+    let (buffer, list) = (0x1000_0400, 0x1000_1000);
+    let info = |rcx: u64, rdx: u64, r8: u64, r9: u64| {
+        let out = machine.lp(0).raw(Regs { rax: 32, rcx, rdx, r8, r9, ..Regs::new() });
+        (out.rax, out.rdx, out.r9)
+    };
+    for (operands, register) in [
+        ([buffer + 512, 1024, list, 32], 1),
+        ([buffer, 1023, list, 32], 2),
+        ([buffer, 1024, list + 256, 32], 8),
+        ([buffer, 1024, list, 31], 9),
+    ] {
+        let [rcx, rdx, r8, r9] = operands;
+        assert_eq!(info(rcx, rdx, r8, r9), (0xC000_0100_0000_0000 | register, 0, 0));
+    }
+    assert_eq!(info(buffer, 4096, list, 40), (0, 1024, 32));
+    assert_eq!(machine.violations(), []);
+}
+
+/// The module does not notice that what it reads was written with another key; the host is told.
+#[test]
+fn ordinary_memory_is_read_with_the_key_of_its_address() {
+    let machine = Machine::builder().memory(BASE, 1).build();
+    let lp = machine.lp(0);
+    let mut frames = (BASE..).step_by(4096).map(Hpa::truncate);
+    let spec = TdSpec { finalize: false, ..TdSpec::default() };
+    let td = boot::create(&lp, &machine, &spec, &mut frames).unwrap();
+    boot::map_tables(&lp, &td, Gpa::truncate(0), Level::L4K, &mut frames).unwrap();
+    machine.host_write(Hpa::truncate(0x5000_0000), 77);
+    let add = |gpa: u64, source: u64| {
+        let (rdx, r8) = (td.tdr.raw(), PAGE + gpa);
+        Status(lp.raw(Regs { rax: 2, rcx: gpa, rdx, r8, r9: source, ..Regs::new() }).rax)
+    };
+    assert_eq!(add(0, 0x5000_0000), Status::SUCCESS);
+    assert_eq!(machine.peek(Hpa::truncate(PAGE)).pattern, 77);
+    assert_eq!(machine.violations(), []);
+    assert_eq!(add(0x1000, 5 << 46 | 0x5000_0000), Status::SUCCESS, "another shared key");
+    assert_ne!(machine.peek(Hpa::truncate(PAGE + 0x1000)).pattern, 77);
+    assert_eq!(add(0x2000, PAGE), Status::SUCCESS, "a private page");
+    assert_ne!(machine.peek(Hpa::truncate(PAGE + 0x2000)).pattern, 77);
+    let kinds: Vec<_> = machine.violations().iter().map(|told| (told.kind, told.hpa, told.key)).collect();
+    let noise = tdx_model::ViolationKind::ModuleReadCiphertext;
+    assert_eq!(kinds, [(noise, 0x5000_0000, 0), (noise, PAGE, 33)]);
+}
+
+/// Version 1 of VP.INIT, which 2.0.08 has.
+#[test]
+fn x2apic_ids_are_unique() {
+    let start = |version| {
+        let machine = Machine::builder().version(version).dynamic_pamt(false).memory(BASE, 1).build();
+        let mut frames = (BASE..).step_by(4096).map(Hpa::truncate);
+        let spec = TdSpec { vcpus: 0, max_vcpus: 2, finalize: false, ..TdSpec::default() };
+        let td = boot::create(&machine.lp(0), &machine, &spec, &mut frames).unwrap();
+        let vcpus = [PAGE, PAGE + 0x10_0000].map(|page| {
+            boot::call(&machine.lp(0), Leaf::VpCreate, [page, td.tdr.raw(), 0, 0]).unwrap();
+            for number in 1..=5 {
+                boot::call(&machine.lp(0), Leaf::VpAddCx, [page + number * 4096, page, 0, 0]).unwrap();
+            }
+            page
+        });
+        (machine, td.tdr, vcpus)
+    };
+    let init = |machine: &Machine, vcpu: u64, id: u64| {
+        Status(machine.lp(0).raw(Regs { rax: 22 | 1 << 16, rcx: vcpu, r8: id, ..Regs::new() }).rax)
+    };
+    let (machine, _, [first, _]) = start(ModuleVersion::V1_5_28);
+    assert_eq!(init(&machine, first, 7), Status(0xC000_0100_0000_0000));
+    let (machine, tdr, [first, second]) = start(ModuleVersion::V2_0_08);
+    let hold = machine.hold_page(tdr, Level::L4K, tdx_model::Access::Shared).unwrap();
+    assert_eq!(init(&machine, first, 7), Status(0x8000_0200_0000_0080), "it wants the TDR for itself");
+    machine.release(hold);
+    assert_eq!(init(&machine, first, 7), Status::SUCCESS);
+    assert_eq!(init(&machine, second, 7), Status(0xC000_0621_0000_0007));
 }

@@ -1,16 +1,16 @@
 //! What seamcall's recorder writes, between the lines of a trace writer, replays unchanged.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, Write};
 use std::rc::Rc;
 
 use seamcall::adapter::Recorder;
 use seamcall::phymem::{self, CacheWb};
-use seamcall::{Hkid, KeyIdBits, Tdr, Transport, mem, mng, mr, vp};
+use seamcall::{EnterFlags, GuestRegs, Hkid, KeyIdBits, Regs, Tdr, Transport, mem, mng, mr, vp};
 use sept_core::{Frame, Gpa, GpaEntry, Hpa, Level};
 use tdx_model::boot::{TdSpec, td_params};
 use tdx_model::replay::{Event, Tally, TraceWriter, run};
-use tdx_model::{Accept, Machine, Status};
+use tdx_model::{Accept, Access, Machine, Status, TdCall, TdLock};
 
 const BASE: u64 = 0x1_0000_0000;
 const PARAMS: u64 = 0x4000_0000;
@@ -145,4 +145,71 @@ fn a_changed_answer_is_found() {
     assert!(told[0].contains("TDH.MEM.PAGE.REMOVE: rax: expected 0xc0000b0600000001"), "{told:?}");
     let (tally, told) = replay(&trace.replace(r#""chldcnt":15"#, r#""chldcnt":16"#));
     assert_eq!((tally.failed, told.len()), (1, 1), "{told:?}");
+}
+
+/// The recorder writes VP.ENTER too, with the guest's registers; what a guest did is known of the ACCEPT that made it exit.
+#[test]
+fn entries_that_the_recorder_wrote_replay() {
+    let machine = Machine::builder().memory(BASE, 1).build();
+    let file = Shared::default();
+    let mut trace = TraceWriter::new(file.clone(), &machine.platform()).unwrap();
+    trace.begin(0, "entries").unwrap();
+    let at = entry(0x5000, Level::L4K);
+    // First an ACCEPT, then a hypercall, from then on nothing.
+    let turn = Cell::new(0);
+    let lp = machine.lp(0).running(|guest, _| {
+        turn.set(turn.get() + 1);
+        match turn.get() {
+            1 => match guest.accept(at.gpa(), at.level()) {
+                Ok(Accept::Exit(exit)) => exit.into(),
+                other => panic!("{other:?}"),
+            },
+            2 => GuestRegs { rax: 77, rcx: 0x3C00, r11: 0x10001, r14: 7, ..GuestRegs::new() },
+            _ => GuestRegs { rax: 1, ..GuestRegs::new() },
+        }
+    });
+    let recorder = Recorder::new(lp, file.clone(), 0);
+    let t = &recorder;
+    let next = RefCell::new(BASE);
+    let page = || frame(next.replace_with(|next| *next + 4096));
+    let (tdr, vcpu) = create(t, &machine, &mut trace, page);
+    #[expect(unsafe_code, reason = "the guest is a program of this test")]
+    // SAFETY: the guest is a program of this test.
+    let enter =
+        || unsafe { vp::enter(t, vcpu, EnterFlags::empty(), GuestRegs { rbx: 3, ..GuestRegs::new() }) };
+    assert_eq!((enter().rax, enter().rax, enter().rax), (48, 77, 1));
+    let hold = machine.hold_td(tdr.hpa(), TdLock::Epoch, Access::Exclusive).unwrap();
+    let refused = enter();
+    assert_eq!((refused.rax, refused.rbx), (0x8000_0200_0000_00A9, 3));
+    machine.release(hold);
+    let without_hold = String::from_utf8(file.0.borrow().clone()).unwrap();
+    mem::page_aug(t, tdr, at, frame(PAGE)).unwrap();
+    // The vCPU is inside while others call: the begin is told, the recorder writes the end.
+    trace.entered(0, 0, machine.guest(vcpu.hpa()).enter(0)).unwrap();
+    let input = Regs { rax: 23, rcx: at.gpa().raw(), ..Regs::new() };
+    let outcome = machine.guest(vcpu.hpa()).tdcall(input).unwrap();
+    assert!(matches!(outcome, TdCall::Returned(Regs { rax: 0, .. })), "{outcome:?}");
+    trace.called(0, 0, input, &outcome).unwrap();
+    mem::track(t, tdr).unwrap();
+    assert!(mem::track(t, tdr).is_err(), "of the epoch before");
+    assert!(machine.guest(vcpu.hpa()).exit());
+    trace.exited(0, 0).unwrap();
+    mem::track(t, tdr).unwrap();
+    trace.end_with(&machine).unwrap();
+    recorder.finish().unwrap();
+    let text = String::from_utf8(file.0.take()).unwrap();
+    // The refused entry needs the lock that it found.
+    let line = without_hold.lines().last().unwrap();
+    assert!(line.contains("TDH.VP.ENTER") && line.contains("0x80000200000000a9"), "{line}");
+    let (name, input) = (r#""td":0,"what":"EPOCH","mode":"ex""#, "SIM.LOCK");
+    let lock = format!(r#"{{"seq":0,"leaf":"{input}","in":{{{name}}},"out":{{"ok":true}}}}"#);
+    let unlock = format!(r#"{{"seq":0,"leaf":"SIM.UNLOCK","in":{{{name}}}}}"#);
+    let text = text.replace(line, &format!("{lock}\n{line}\n{unlock}"));
+    let (tally, told) = replay(&text);
+    assert_eq!((tally.passed, tally.failed, tally.skipped), (1, 0, 0), "{told:#?}");
+    let exit = text.lines().find(|line| line.contains(r#""rax":"0x30""#)).unwrap();
+    let other = exit.replace(r#""rcx":"0x2""#, r#""rcx":"0x1""#);
+    let (tally, told) = replay(&text.replace(exit, &other));
+    assert_eq!((tally.failed, told.len()), (1, 1), "{told:#?}");
+    assert!(told[0].contains("TDH.VP.ENTER: rcx: expected 0x1, got 0x2"), "{told:?}");
 }

@@ -160,7 +160,7 @@ impl Contender for Ours {
     fn fill(&mut self, with: Mapped) {
         match with {
             Mapped::Nothing => {}
-            Mapped::With4k => self.map_region(),
+            Mapped::With4k => self.map_pages(Level::L4K),
             Mapped::With2m => self.map_pages(Level::L2M),
         }
     }

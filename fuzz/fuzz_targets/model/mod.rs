@@ -6,18 +6,12 @@ use seamcall::Regs;
 use sept_core::{Gpa, Hpa, Level};
 use tdx_model::boot::{self, TdPages, TdSpec};
 use tdx_model::{
-    Access, Hold, Interrupts, Leaf, Machine, MachineBuilder, ModuleVersion, NULL_PA, Status, TdLock,
+    Access, Fault, Hold, Interrupts, Leaf, Machine, MachineBuilder, ModuleVersion, Status, TdLock,
 };
 
-const BASE: u64 = 0x1_0000_0000;
-const PAGE: u64 = 4096;
-const CHUNK: u64 = PAGE << 9;
-/// Small pages to give, large pages to give, pairs for Dynamic PAMT.
-const SMALL: u64 = BASE + 0x10_0000;
-const LARGE: u64 = BASE + 0x40_0000;
-const PAIRS: u64 = BASE + 0x3100_0000;
-/// Ordinary memory.
-const SHARED: u64 = 0x4000_0000;
+mod registers;
+
+use registers::{BASE, CHUNK, Entry, LIST, PAGE, SMALL, Value, register_mut};
 
 /// What a machine is like.
 #[derive(Arbitrary, Debug, Clone, Copy)]
@@ -25,46 +19,8 @@ pub struct Setup {
     version: u8,
     build: bool,
     debug: bool,
-}
-
-/// A register value that may mean something.
-#[derive(Arbitrary, Debug, Clone, Copy)]
-pub enum Value {
-    Zero,
-    None,
-    Small(u8),
-    Large(u8),
-    Inside { large: u8, page: u16 },
-    Pair(u8),
-    Shared(u8),
-    Region(u8),
-    Control { td: bool, page: u8 },
-    Tdr(bool),
-    Vcpu { td: bool, vcpu: bool },
-    Entry(Entry),
-    WithKey(u8),
-    Raw(u64),
-}
-
-/// An entry of one of the trees: mostly in three 2 MiB ranges.
-#[derive(Arbitrary, Debug, Clone, Copy)]
-pub struct Entry {
-    level: u8,
-    range: u8,
-    page: u8,
-    odd: u8,
-}
-
-impl Entry {
-    fn raw(self) -> u64 {
-        let level = u64::from(if self.odd == 0 { self.level % 8 } else { self.level % 2 });
-        let gpa = (u64::from(self.range) % 3 * CHUNK) + (u64::from(self.page) % 4 * PAGE);
-        match self.odd {
-            1 => gpa | level,
-            2 => gpa | 1 << 47 | level,
-            _ => gpa & !((PAGE << (9 * level.min(4))) - 1) | level,
-        }
-    }
+    /// L2 VMs of the first TD; the other has none.
+    l2_vms: u8,
 }
 
 /// One thing that happens.
@@ -104,6 +60,22 @@ pub enum Step {
         vcpu: bool,
         entry: Entry,
     },
+    /// PAGE.ATTR.RD or PAGE.ATTR.WR: attributes and masks of two VMs.
+    Attributes {
+        td: bool,
+        vcpu: bool,
+        write: bool,
+        entry: Entry,
+        sets: [u8; 2],
+        masks: [u8; 2],
+    },
+    /// A guest's call with anything.
+    TdCall {
+        td: bool,
+        vcpu: bool,
+        rax: u8,
+        registers: [Value; 3],
+    },
     Read {
         td: bool,
         vcpu: bool,
@@ -138,6 +110,21 @@ pub enum Step {
     MemoryError {
         page: u8,
     },
+    /// States that only leaves of a migration lead to.
+    OpState {
+        td: bool,
+        op_state: u8,
+    },
+    /// The next call of a leaf is refused.
+    Fault {
+        leaf: u8,
+        status: u8,
+    },
+    /// The pages that a BLOCKW is to block.
+    List {
+        entries: [Entry; 3],
+        odd: u8,
+    },
 }
 
 pub struct World {
@@ -159,87 +146,20 @@ impl World {
             }
         }
         let mut frames = (BASE..).step_by(4096).map(Hpa::truncate);
-        let tds = [33, 34].map(|hkid| {
-            let spec =
-                TdSpec { hkid, vcpus: 2, debug: setup.debug, finalize: !setup.build, ..TdSpec::default() };
+        let tds = [(33, setup.l2_vms % 3), (34, 0)].map(|(hkid, l2_vms)| {
+            let (debug, finalize) = (setup.debug, !setup.build);
+            let spec = TdSpec { hkid, vcpus: 2, l2_vms, debug, finalize, ..TdSpec::default() };
             let td = boot::create(&lp, &machine, &spec, &mut frames).expect("a TD");
-            boot::map_tables(&lp, &td, Gpa::truncate(0), Level::L2M, &mut frames).expect("tables");
+            for level in [3, 2] {
+                let page = |wanted| if wanted { frames.next().map_or(u64::MAX, Hpa::raw) } else { u64::MAX };
+                let [r8, r9, r10] = [true, l2_vms > 0, l2_vms > 1].map(page);
+                let (rax, rdx) = (Leaf::SeptAdd as u64 | 1 << 16, td.tdr.raw());
+                let out = lp.raw(Regs { rax, rcx: level, rdx, r8, r9, r10, r11: u64::MAX, ..Regs::new() });
+                assert_eq!(out.rax, 0, "tables");
+            }
             td
         });
         Self { machine, tds }
-    }
-
-    fn value(&self, value: Value) -> u64 {
-        match value {
-            Value::Zero => 0,
-            Value::None => NULL_PA,
-            Value::Small(page) => SMALL + u64::from(page) % 24 * PAGE,
-            Value::Large(page) => LARGE + u64::from(page) % 4 * CHUNK,
-            Value::Inside { large, page } => {
-                LARGE + u64::from(large) % 4 * CHUNK + u64::from(page) % 512 * PAGE
-            }
-            Value::Pair(page) => PAIRS + u64::from(page) % 16 * PAGE,
-            Value::Shared(page) => SHARED + u64::from(page) * 512,
-            Value::Region(region) => (BASE + u64::from(region) % 8 * CHUNK) | 1,
-            Value::Control { td, page } => {
-                let pages = &self.tds[usize::from(td)].control;
-                pages[usize::from(page) % pages.len()].raw()
-            }
-            Value::Tdr(td) => self.tds[usize::from(td)].tdr.raw(),
-            Value::Vcpu { td, vcpu } => self.tds[usize::from(td)].vcpus[usize::from(vcpu)].raw(),
-            Value::Entry(entry) => entry.raw(),
-            Value::WithKey(page) => (SMALL + u64::from(page) % 24 * PAGE) | 33 << 46,
-            Value::Raw(raw) => raw,
-        }
-    }
-
-    /// The operands that the leaf wants, with an entry and a page of the pools.
-    fn operands(&self, leaf: Leaf, td: bool, entry: Entry, page: u8) -> Regs {
-        let tdr = self.value(Value::Tdr(td));
-        let small = self.value(Value::Small(page));
-        let mut rcx = entry.raw();
-        if matches!(leaf, Leaf::PageDemote | Leaf::PagePromote | Leaf::SeptAdd | Leaf::SeptRemove) {
-            rcx = rcx & !0x1F_F007 | 1;
-        }
-        let large = leaf == Leaf::PageAug && rcx & 7 == 1;
-        let mut regs = Regs {
-            rax: leaf as u64,
-            rcx,
-            rdx: tdr,
-            r8: if large { self.value(Value::Large(page)) } else { small },
-            r9: NULL_PA,
-            r10: NULL_PA,
-            r11: NULL_PA,
-            r12: self.value(Value::Pair(page & !1)),
-            r13: self.value(Value::Pair(page | 1)),
-        };
-        let vcpu = self.value(Value::Vcpu { td, vcpu: page & 1 != 0 });
-        match leaf {
-            Leaf::PageAdd => regs.r9 = SHARED,
-            Leaf::MemTrack
-            | Leaf::MrFinalize
-            | Leaf::MngKeyConfig
-            | Leaf::MngVpFlushDone
-            | Leaf::MngKeyFreeId => {
-                regs.rcx = tdr;
-            }
-            Leaf::MngRd => (regs.rcx, regs.rdx) = (tdr, 0x9210_0003_0000_0000),
-            Leaf::MngInit => (regs.rcx, regs.rdx) = (tdr, SHARED),
-            Leaf::MngCreate => (regs.rcx, regs.rdx) = (small, 35),
-            Leaf::MngAddCx | Leaf::VpCreate => regs.rcx = small,
-            Leaf::VpAddCx => (regs.rcx, regs.rdx) = (small, vcpu),
-            Leaf::VpEnter | Leaf::VpInit | Leaf::VpFlush => regs.rcx = vcpu,
-            Leaf::PhymemPageRdmd | Leaf::PhymemPageReclaim => regs.rcx = small,
-            Leaf::PhymemPageWbinvd => regs.rcx = self.value(Value::WithKey(page)),
-            Leaf::PhymemPamtAdd | Leaf::PhymemPamtRemove => {
-                regs.rcx = self.value(Value::Region(page));
-                (regs.rdx, regs.r8) = (regs.r12, regs.r13);
-            }
-            Leaf::PhymemCacheWb => regs.rcx = 0,
-            Leaf::MemRd | Leaf::MemWr => regs.rcx = entry.raw() & !7,
-            _ => {}
-        }
-        regs
     }
 
     /// The registers of a step that is a call.
@@ -311,6 +231,16 @@ impl World {
             Step::Enter { td, vcpu } => _ = guest(td, vcpu).enter(vcpu.into()),
             Step::Exit { td, vcpu } => _ = guest(td, vcpu).exit(),
             Step::Accept { td, vcpu, entry } => _ = guest(td, vcpu).accept_raw(0, entry.raw()),
+            Step::Attributes { td, vcpu, write, entry, sets, masks } => {
+                let place = |sets: [u8; 2]| u64::from(sets[0]) << 16 | u64::from(sets[1]) << 32;
+                let valid = 1 << 31 | 1 << 47;
+                let (rax, rdx, r8) = (23 + u64::from(write), place(sets) | valid, place(masks));
+                _ = guest(td, vcpu).tdcall(Regs { rax, rcx: entry.raw(), rdx, r8, ..Regs::new() });
+            }
+            Step::TdCall { td, vcpu, rax, registers } => {
+                let [rcx, rdx, r8] = registers.map(|value| self.value(value));
+                _ = guest(td, vcpu).tdcall(Regs { rax: rax.into(), rcx, rdx, r8, ..Regs::new() });
+            }
             Step::Read { td, vcpu, entry } => _ = guest(td, vcpu).read(Gpa::truncate(entry.raw() & !7)),
             Step::Write { td, vcpu, entry, pattern } => {
                 _ = guest(td, vcpu).write(Gpa::truncate(entry.raw() & !7), pattern.into());
@@ -336,38 +266,36 @@ impl World {
             Step::MemoryError { page } => {
                 _ = machine.consume_memory_error(Hpa::truncate(SMALL + u64::from(page) % 64 * PAGE))
             }
+            Step::OpState { td, op_state } => {
+                _ = machine.set_op_state(self.tds[usize::from(td)].tdr, op_state % 11);
+            }
+            Step::Fault { leaf, status } => {
+                let answers = [Status::OPERAND_BUSY, Status::INTERRUPTED_RESTARTABLE, Status::RND_NO_ENTROPY];
+                let leaf = Leaf::ALL[usize::from(leaf) % Leaf::ALL.len()];
+                machine.inject(Fault::nth(leaf, 1, answers[usize::from(status) % answers.len()]));
+            }
+            Step::List { entries, odd } => {
+                let item = |entry: Entry| entry.raw() & !7 | 1 << 52 | u64::from(odd == 0) << 54;
+                let bytes: Vec<u8> =
+                    entries.into_iter().flat_map(|entry| item(entry).to_le_bytes()).collect();
+                machine.host_write_bytes(Hpa::truncate(LIST), &bytes);
+            }
         }
     }
 
     /// Every invariant of the module's state.
     pub fn check(&self) {
-        check(&self.machine);
+        let broken = self.machine.check_invariants();
+        assert!(broken.is_empty(), "{broken:#?}");
     }
 }
 
-/// Every invariant of the module's state.
-pub fn check(machine: &Machine) {
-    let broken = machine.check_invariants();
-    assert!(broken.is_empty(), "{broken:#?}");
-}
-
-/// A call that was refused may have changed nothing.
+/// A call that was refused may have changed nothing, but for those that are done in parts.
 pub fn judge(machine: &Machine, before: u64, regs: Regs, out: &Regs) {
-    if out.rax >> 32 != 0 {
-        let status = Status(out.rax);
+    let status = Status(out.rax);
+    let in_parts =
+        status.code() == Status::INTERRUPTED_RESUMABLE.0 || regs.rax as u16 == Leaf::ExportBlockw as u16;
+    if status.code() != 0 && !in_parts {
         assert_eq!(before, machine.digest(), "{regs:x?} answered {status:?} and changed something");
-    }
-}
-
-fn register_mut(regs: &mut Regs, number: u8) -> &mut u64 {
-    match number % 8 {
-        0 => &mut regs.rcx,
-        1 => &mut regs.rdx,
-        2 => &mut regs.r8,
-        3 => &mut regs.r9,
-        4 => &mut regs.r10,
-        5 => &mut regs.r11,
-        6 => &mut regs.r12,
-        _ => &mut regs.r13,
     }
 }

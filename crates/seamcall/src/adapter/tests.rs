@@ -81,7 +81,7 @@ fn operands_of_a_missing_feature_make_no_call() {
     let at = entry(0x4000_0000, Level::L2M);
     let plain = || DemotePages::new(frame(0x200_0000));
     let paired = || plain().with_pair([frame(0x300_0000), frame(0x300_1000)]);
-    let layered = || plain().with_l2([None, Some(frame(0x201_0000)), None]);
+    let layered = || plain().with_l2(2, [None, Some(frame(0x201_0000)), None]);
     let demote = |t: &Gate<&Script>, pages| {
         let result = mem::page_demote(t, td(), at, L2Mode::All, pages);
         result.map(drop).map_err(|back| {

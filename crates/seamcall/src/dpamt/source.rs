@@ -8,8 +8,9 @@ use sept_core::{Frame, FrameKind, FrameSource, Hpa};
 /// A frame source whose table pages lie in regions that have a page pair, so that donating them cannot fail for one.
 ///
 /// Takes pages and pairs from an ordinary source while the caller reserves, and gives them back to it. A pair that
-/// the module gave back has to be written back, overwritten and minted by `recycle`, which is also told when letting
-/// go of a region failed: the region then keeps its pair and counts one user for ever.
+/// the module gave back has to be written back, overwritten and minted by `recycle`. That is also told what went
+/// wrong: a region could not be held, so its page went back and nothing was taken; or one could not be let go, so it
+/// keeps its pair and counts one user for ever.
 #[derive(Debug)]
 pub struct ReadySource<'a, T: ?Sized, C, K, F, R> {
     transport: &'a T,
@@ -100,11 +101,17 @@ where
 {
     fn take(&self, kind: FrameKind, near: Hpa) -> Option<Frame> {
         let frame = self.frames.take(kind, near)?;
-        if kind != FrameKind::TeeTable || self.hold(frame.hpa()).is_ok() {
+        if kind != FrameKind::TeeTable {
             return Some(frame);
         }
-        self.frames.give(kind, frame);
-        None
+        match self.hold(frame.hpa()) {
+            Ok(()) => Some(frame),
+            Err(error) => {
+                self.frames.give(kind, frame);
+                (self.recycle)(Err(error));
+                None
+            }
+        }
     }
 
     fn give(&self, kind: FrameKind, frame: Frame) {

@@ -127,8 +127,13 @@ fn a_page_that_cannot_be_made_ready_is_not_taken() {
     // One metadata page is no pair; and the module refuses.
     for (metadata, script) in [(1, Script::new()), (2, Script::new().status(0xc000_0304_0000_0001))] {
         let (regions, pool) = (regions(), pool(metadata));
-        let source = ReadySource::new(&script, &regions, &pool, |_| panic!("nothing to recycle"));
+        let heard = RefCell::new(Vec::new());
+        let source = ReadySource::new(&script, &regions, &pool, |outcome| heard.borrow_mut().push(outcome));
         assert!(source.take(FrameKind::TeeTable, hpa(0)).is_none());
+        let errors = heard.borrow();
+        let missing = matches!(errors[..], [Err(RegionError::NeedsPair { .. })]);
+        let refused = matches!(errors[..], [Err(RegionError::Seamcall(_))]);
+        assert_eq!((missing, refused), (metadata == 1, metadata == 2), "{errors:?}");
         assert_eq!(pool.0.borrow().len(), 2 + usize::try_from(metadata).unwrap());
         assert_eq!(regions.users(hpa(BASE)), Some(0));
     }
@@ -147,7 +152,7 @@ fn a_busy_region_is_waited_for_in_bounds() {
     assert_eq!(*recycled.borrow(), [Ok([hpa(0x300_0000), hpa(0x300_1000)])]);
 
     let stuck = (0..65).fold(Script::new(), |script, _| script.status(BUSY));
-    let source = ReadySource::new(&stuck, &regions, &pool, |_| panic!("nothing to recycle"));
+    let source = ReadySource::new(&stuck, &regions, &pool, |outcome| assert!(outcome.is_err()));
     pool.give(FrameKind::TeeMetadata, frame(0x300_2000));
     pool.give(FrameKind::TeeMetadata, frame(0x300_3000));
     let before = pool.0.borrow().len();

@@ -14,12 +14,15 @@
 //! assert_eq!(accept.state, SeptState::Pending);
 //! ```
 
+mod map_gpa;
 #[cfg(test)]
 mod tests;
 
+pub use map_gpa::{MapGpa, MapGpaError, MapGpaReply};
+
 use crate::{Regs, SeptState, Status};
 use core::fmt;
-use sept_core::{Gpa, GpaEntry, GpaRange, Level, TdxConfig};
+use sept_core::{Gpa, GpaEntry, Level, TdxConfig};
 
 const EPT_VIOLATION: u16 = 48;
 const TDCALL: u16 = 77;
@@ -148,6 +151,8 @@ impl Exit {
 }
 
 /// What the module knows about an EPT violation, `RDX` bits 3:0.
+///
+/// Source: TDX module ABI, TDH.VP.ENTER, "Extended exit qualification".
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[non_exhaustive]
 pub enum ViolationKind {
@@ -170,6 +175,8 @@ pub enum ViolationKind {
 }
 
 /// Details of a failed ACCEPT (and of the other kinds that walk the S-EPT).
+///
+/// Source: TDX module ABI, TDH.VP.ENTER, "Extended exit qualification"; recorded exits of module 1.5.01.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct AcceptDetails {
@@ -263,76 +270,5 @@ impl EptViolation {
             is_leaf: self.extended & (1 << 46) != 0,
             vm: vm & 0b11,
         })
-    }
-}
-
-/// Why the operands of a [`MapGpa`] are refused. Answer [`MapGpaReply::Invalid`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("MapGPA of {size:#x} bytes at {gpa:#x}: not whole pages of one kind inside the TD's address space")]
-#[non_exhaustive]
-pub struct MapGpaError {
-    /// `R12`.
-    pub gpa: u64,
-    /// `R13`.
-    pub size: u64,
-}
-
-/// TDG.VP.VMCALL&lt;MapGPA&gt;: the guest asks to make a range shared or private.
-///
-/// Source: Guest-Host-Communication Interface, TDG.VP.VMCALL leaf 0x10001.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub struct MapGpa {
-    /// The range, without the shared bit.
-    pub range: GpaRange,
-    /// Whether it is to become shared.
-    pub to_shared: bool,
-}
-
-impl MapGpa {
-    /// The hypercall's leaf, in `R11`.
-    pub const LEAF: u64 = 0x10001;
-
-    /// Reads `R10` to `R13`; `None` if `out` is no MapGPA.
-    ///
-    /// # Errors
-    ///
-    /// The operands are not page-aligned, empty, or leave the half (shared or private) that the address is in.
-    #[must_use]
-    pub const fn decode(out: &Regs, config: TdxConfig) -> Option<Result<Self, MapGpaError>> {
-        if !has_reason(out, TDCALL) || out.r10 != 0 || out.r11 != Self::LEAF {
-            return None;
-        }
-        let shared = 1_u64 << config.shared_bit();
-        let error = MapGpaError { gpa: out.r12, size: out.r13 };
-        let Some(start) = Gpa::new(out.r12 & !shared) else { return Some(Err(error)) };
-        Some(match GpaRange::new(start, out.r13) {
-            Some(range) if range.end() <= shared => Ok(Self { range, to_shared: out.r12 & shared != 0 }),
-            _ => Err(error),
-        })
-    }
-}
-
-/// The answer to a [`MapGpa`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub enum MapGpaReply {
-    /// All of it was converted.
-    Done,
-    /// Everything before this address was converted: ask again from here, with the shared bit as asked.
-    Retry(Gpa),
-    /// The operands make no sense.
-    Invalid,
-}
-
-impl MapGpaReply {
-    /// `R10` and `R11` for the next TDH.VP.ENTER.
-    #[must_use]
-    pub const fn registers(self) -> (u64, u64) {
-        match self {
-            Self::Done => (0, 0),
-            Self::Retry(next) => (1, next.raw()),
-            Self::Invalid => (1 << 63, 0),
-        }
     }
 }

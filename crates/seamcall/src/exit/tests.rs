@@ -1,4 +1,5 @@
 use super::*;
+use sept_core::GpaRange;
 
 fn gpa(raw: u64) -> Gpa {
     Gpa::new(raw).unwrap()
@@ -125,9 +126,21 @@ fn map_gpa_refuses_nonsense() {
     assert!(MapGpa::decode(&vendor, config).is_none());
 }
 
+/// A guest goes on at the address that it is told, and takes it for one of the kind that it asked for.
 #[test]
 fn replies() {
-    assert_eq!(MapGpaReply::Done.registers(), (0, 0));
-    assert_eq!(MapGpaReply::Retry(gpa(0x4000_1000)).registers(), (1, 0x4000_1000));
-    assert_eq!(MapGpaReply::Invalid.registers(), (0x8000_0000_0000_0000, 0));
+    for (r12, config, r11) in [
+        (0x4000_0000, TdxConfig::LEVELS_4, 0x4000_1000),
+        (1 << 47 | 0x4000_0000, TdxConfig::LEVELS_4, 1 << 47 | 0x4000_1000),
+        (1 << 51 | 0x4000_0000, TdxConfig::LEVELS_5_GPAW_52, 1 << 51 | 0x4000_1000),
+    ] {
+        let request = map_gpa(r12, 0x2000, config).unwrap().unwrap();
+        assert_eq!(request.converted_until(gpa(0x4000_1000)).registers(), (1, r11));
+        assert_eq!(request.converted_until(gpa(0x4000_0000)).registers(), (1, r12));
+        assert_eq!(request.converted_until(gpa(0x3000_0000)).registers(), (1, r12));
+        assert_eq!(request.converted_until(gpa(0x4000_2000)), MapGpaReply::DONE);
+        assert_eq!(request.converted_until(gpa(0x5000_0000)), MapGpaReply::DONE);
+    }
+    assert_eq!(MapGpaReply::DONE.registers(), (0, 0));
+    assert_eq!(MapGpaReply::INVALID.registers(), (0x8000_0000_0000_0000, 0));
 }

@@ -9,7 +9,7 @@ bitflags! {
     /// TDX_FEATURES0, read with [`sys::read`](crate::sys::read) from
     /// [`PlatformField::TDX_FEATURES0`](crate::PlatformField::TDX_FEATURES0). Unknown bits are kept.
     ///
-    /// Source: TDX module ABI, TDX_FEATURES0; module sources 1.5.01 to 2.0.08.
+    /// Source: TDX module ABI, TDX_FEATURES0; `include/tdx_api_defs.h` of modules 1.5.01 to 2.0.08; bit 23: Linux.
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
     pub struct Features0: u64 {
         /// TD migration.
@@ -36,6 +36,8 @@ bitflags! {
         const HOST_PRIORITY_LOCKS = 1 << 10;
         /// `IA32_ARCH_CAPABILITIES` can be configured.
         const CONFIG_IA32_ARCH_CAPABILITIES = 1 << 11;
+        /// Sealing by hardware.
+        const HW_SEALING = 1 << 12;
         /// EPT violations on pending pages, version 2.
         const PENDING_EPT_VIOLATION_V2 = 1 << 16;
         /// Family, model and stepping can be configured.
@@ -52,14 +54,24 @@ bitflags! {
         const CLFLUSH_BEFORE_ALLOC = 1 << 23;
         /// Event filters.
         const EVENT_FILTER = 1 << 24;
+        /// Attribute [`Attributes::ICSSD`](crate::Attributes::ICSSD).
+        const ICSSD = 1 << 25;
+        /// Profiling by fixed counters 1 and 2.
+        const FIXED_CTR12_PROF = 1 << 26;
         /// MAXPA virtualisation.
         const MAXPA_VIRT = 1 << 27;
+        /// Advanced performance extensions (APX).
+        const APX = 1 << 28;
+        /// CPUID leaf 2 is virtual.
+        const CPUID2_VIRT = 1 << 29;
         /// Fewer #VE.
         const VE_REDUCTION = 1 << 30;
-        /// Bit 32 of TDX Connect.
-        const CONNECT_PARTITION = 1 << 32;
-        /// A maximum guest physical address.
-        const MAX_GPA = 1 << 33;
+        /// Event filters with more operators.
+        const ENHANCED_EVENT_FILTER = 1 << 31;
+        /// TDX Connect together with TD partitioning.
+        const TDX_CONNECT_PARTITIONING = 1 << 32;
+        /// MAXGPA virtualisation.
+        const MAXGPA_VIRT = 1 << 33;
         /// Dynamic PAMT.
         const DYNAMIC_PAMT = 1 << 36;
         /// Diagnostics of fatal errors.
@@ -72,10 +84,14 @@ bitflags! {
         const ENHANCED_INTERRUPT_STATE = 1 << 40;
         /// Export without write-blocking.
         const NON_BLOCKING_EXPORT = 1 << 41;
+        /// Bit 42 (`perf_mask`).
+        const PERF_MASK = 1 << 42;
         /// Scan during export and restore.
         const SCAN_EXPORT_RESTORE = 1 << 43;
         /// Per-page status of imports.
         const IMPORT_PAGE_STATUS = 1 << 44;
+        /// Enhanced interrupt virtualisation.
+        const ENHANCED_INTERRUPT_VIRT = 1 << 45;
         /// #VE information on interrupts.
         const VE_INFO_ON_INTERRUPT = 1 << 46;
         /// Compatibility of updates.
@@ -92,10 +108,10 @@ bitflags! {
         const SYS_DISABLE = 1 << 53;
         /// Lists report the number of errors.
         const LIST_ERROR_COUNT = 1 << 54;
-        /// Sealing keys.
-        const SEAL_KEY = 1 << 56;
-        /// Sealing keys, second bit.
-        const SEAL_KEY_2 = 1 << 57;
+        /// Sealing keys of 128 bits.
+        const SEAL_KEY_128 = 1 << 56;
+        /// Sealing keys of 256 bits.
+        const SEAL_KEY_256 = 1 << 57;
         const _ = !0;
     }
 }

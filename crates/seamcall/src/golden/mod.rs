@@ -5,13 +5,16 @@ mod life;
 mod mem;
 mod phymem;
 mod selectors;
+mod split;
 mod system;
 
-use crate::testing::{Script, hpa};
+use crate::testing::{Script, entry, hpa};
 use crate::{Regs, SeamcallError, Tdr, Tdvpr};
+use sept_core::{GpaEntry, Level};
 
 const TDR: u64 = 0x100_0000;
 const TDVPR: u64 = 0x200_3000;
+const NULL: u64 = 0xffff_ffff_ffff_ffff;
 
 fn tdr() -> Tdr {
     Tdr::new(hpa(TDR)).unwrap()
@@ -19,6 +22,19 @@ fn tdr() -> Tdr {
 
 fn tdvpr() -> Tdvpr {
     Tdvpr::new(hpa(TDVPR)).unwrap()
+}
+
+/// `RCX` for 2 MiB at 1 GiB, `RDX`.
+fn at_2m(leaf: u64) -> Regs {
+    Regs { rax: leaf, rcx: 0x4000_0001, rdx: TDR, ..Regs::new() }
+}
+
+fn two_mib() -> GpaEntry {
+    entry(0x4000_0000, Level::L2M)
+}
+
+fn one_page() -> GpaEntry {
+    entry(0x1000, Level::L4K)
 }
 
 /// Runs a wrapper against a script, checks the one register image it sent, and gives its result.

@@ -2,7 +2,7 @@ use super::*;
 use crate::export::{self, GpaList};
 use crate::sys::{self, TdmrProgress};
 use crate::testing::{entry, frame, frame_of};
-use crate::{Features0, FieldId, Hkid, mng::KeyConfig};
+use crate::{FatalErrorConfig, FatalNotification, Features0, FieldId, Hkid, mng::KeyConfig};
 use sept_core::Level;
 
 fn on(rax: u64) -> Regs {
@@ -21,6 +21,31 @@ fn bring_up() {
     let expected = Regs { r9: 0x0000_8000_0000_0000, ..on(0x1_0035) };
     sends(Script::new(), expected, |t| sys::update_v1(t, Features0::UPDATE_COMPATIBILITY)).unwrap();
     sends(Script::new(), Regs { rcx: 3, ..on(52) }, |t| sys::shutdown(t, 3)).unwrap();
+}
+
+/// Bit positions from the module's header.
+#[test]
+#[expect(unsafe_code, reason = "the script takes no memory")]
+fn init_v1() {
+    let info = Some(hpa(0x4000_0040));
+    let none = FatalErrorConfig::new(None, FatalNotification::None);
+    for (config, r8) in [
+        (none, 0x000f_ffff_ffff_ffc0),
+        (FatalErrorConfig::new(info, FatalNotification::None), 0x0000_0000_4000_0040),
+        (FatalErrorConfig::new(info, FatalNotification::Interrupt(0xf3)), 0xf340_0000_4000_0040),
+        (FatalErrorConfig::new(info, FatalNotification::Nmi), 0x0080_0000_4000_0040),
+        (FatalErrorConfig::new(None, FatalNotification::Smi), 0x00cf_ffff_ffff_ffc0),
+    ] {
+        let expected = Regs { r8, ..on(0x1_0021) };
+        // SAFETY: a script stands for the module; it writes nothing.
+        sends(Script::new(), expected, |t| unsafe { sys::init_v1(t, config.unwrap()) }).unwrap();
+    }
+    assert_eq!(FatalErrorConfig::new(Some(hpa(0x4000_0020)), FatalNotification::None), None);
+    assert_eq!(FatalErrorConfig::new(info, FatalNotification::Interrupt(15)), None);
+    // CPUID leaf 7 is not as the module wants it: the registers tell.
+    let script = Script::new().details(0xc000_0900_0000_0000, 7, 0xffff_ffff_0000_0000);
+    let error = sys::init(&script).unwrap_err();
+    assert_eq!((error.registers(), error.entry()), ((7, 0xffff_ffff_0000_0000), None));
 }
 
 #[test]
@@ -63,31 +88,52 @@ fn info() {
     assert_eq!(sends(script, expected, |t| sys::rd_all(t, &mut frame(0x5000), first)), Ok(None));
 }
 
+/// A transport that ends BLOCKW with `rax` before entry `next`, as the module does: the operand comes back moved on.
+fn stops(rax: u64, next: u64, r8: u64) -> Script {
+    Script::new().then(move |regs| Regs { rax, rcx: regs.rcx & !(0x1ff << 3) | next << 3, r8, ..regs })
+}
+
 #[test]
 fn blockw() {
     let mut page = frame(0x5000);
     let list = GpaList::new(&mut page, 2, 511).unwrap();
     let expected = Regs { rcx: 0xff80_0000_0000_5010, rdx: TDR, ..on(65) };
-    let script =
-        Script::new().then(|regs| Regs { rax: 0x8000_0003_0000_0000, rcx: 0x9_9000 | 40 << 3, ..regs });
-    let back = sends(script, expected, |t| export::blockw(t, tdr(), list)).unwrap_err();
-    // The first entry moves on; the address stays that of the frame, whatever came back.
+    let back =
+        sends(stops(0x8000_0003_0000_0000, 40, 0), expected, |t| export::blockw(t, tdr(), list)).unwrap_err();
     assert_eq!((back.held.first(), back.held.raw()), (40, 0xff80_0000_0000_5140));
+    // Another call wanted the tree: as after an interruption, entries before this one are done.
+    let script = stops(0x8000_0206_0000_0092, 60, 0);
+    let back = export::blockw(&script, tdr(), back.held).unwrap_err();
+    assert_eq!(back.held.first(), 60);
     // Entry 100 is malformed: those before it are done.
-    let script =
-        Script::new().then(|regs| Regs { rax: 0xc000_0100_0000_0061, rcx: 0x9_9000 | 100 << 3, ..regs });
-    let back = export::blockw(&script, tdr(), back.held).unwrap_err();
+    let back = export::blockw(&stops(0xc000_0100_0000_0061, 100, 0), tdr(), back.held).unwrap_err();
     assert_eq!((back.held.first(), back.held.raw()), (100, 0xff80_0000_0000_5320));
-    // The list as such is refused: all of it is to do.
-    let script = Script::new().then(|regs| Regs { rax: 0xc000_0100_0000_0001, rcx: 7 << 3, ..regs });
-    let back = export::blockw(&script, tdr(), back.held).unwrap_err();
+    // The list as such is refused: all that was left is to do.
+    let back = export::blockw(&stops(0xc000_0100_0000_0001, 100, 0), tdr(), back.held).unwrap_err();
     assert_eq!(back.held.first(), 100);
+    // The address stays that of the frame, whatever comes back.
+    let script =
+        Script::new().then(|regs| Regs { rax: 0x8000_0003_0000_0000, rcx: 0x9_9000 | 7 << 3, ..regs });
+    let back = export::blockw(&script, tdr(), back.held).unwrap_err();
+    assert_eq!(back.held.raw(), 0xff80_0000_0000_5320);
     let script = Script::new().then(|regs| Regs { rax: 7, ..regs });
     assert_eq!(export::blockw(&script, tdr(), back.held).unwrap(), 7);
 
     assert!(GpaList::new(&mut page, 3, 2).is_none());
     assert!(GpaList::new(&mut page, 0, 512).is_none());
     assert!(GpaList::new(&mut frame_of(0x20_0000, Level::L2M), 0, 1).is_none());
+}
+
+#[test]
+fn blockw_v1_counts_every_problem() {
+    let mut page = frame(0x5000);
+    let list = GpaList::new(&mut page, 2, 511).unwrap();
+    let expected = Regs { rcx: 0xff80_0000_0000_5010, rdx: TDR, ..on(0x1_0041) };
+    let script = stops(0x8000_0003_0000_0000, 40, 3);
+    let back = sends(script, expected, |t| export::blockw_v1(t, tdr(), list)).unwrap_err();
+    assert_eq!((back.held.first(), back.held.problems()), (40, 3));
+    let script = stops(0, 0, 2);
+    assert_eq!(export::blockw_v1(&script, tdr(), back.held).unwrap(), 5);
 }
 
 #[test]

@@ -63,11 +63,11 @@ impl GpaListInfo {
         Hpa::truncate(self.0 & ADDRESS)
     }
 
-    /// The same list, from the entry on that `out` names as the first. Whatever else `out` holds is ignored: a
-    /// transport cannot make the module write elsewhere.
+    /// The same list, from the entry on that `out` names as the first: what `RCX` holds after a call. An `out` that
+    /// names another list changes nothing: a transport cannot make the module write elsewhere.
     #[must_use]
     pub const fn resumed(self, out: u64) -> Self {
-        Self(self.0 & !FIRST | out & FIRST)
+        if (out ^ self.0) & !FIRST == 0 { Self(out) } else { self }
     }
 }
 
@@ -150,6 +150,8 @@ statuses! {
 }
 
 /// What is to be done with the page of an entry.
+///
+/// Source: `include/tdx_api_defs.h` of the module, `gpa_list_entry_operation_t`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[expect(clippy::exhaustive_enums, reason = "two bits")]
 pub enum GpaListOperation {
@@ -205,16 +207,20 @@ const_assert_eq!(align_of::<GpaListEntry>(), 8);
 const_assert_eq!(size_of::<GpaListPage>(), 4096);
 
 impl GpaListEntry {
-    /// An entry for the page at `at` to be given to a leaf.
+    /// An entry for the page at `at` to be given to a leaf; `None` for a level that its two bits do not hold. The
+    /// modules of the sources below take 4 KiB only.
     #[must_use]
-    pub const fn new(at: GpaEntry, operation: GpaListOperation) -> Self {
+    pub const fn new(at: GpaEntry, operation: GpaListOperation) -> Option<Self> {
+        if at.level().raw() > 0b11 {
+            return None;
+        }
         let operation = match operation {
             GpaListOperation::Nop => 0,
             GpaListOperation::Migrate => 1,
             GpaListOperation::Cancel => 2,
             GpaListOperation::Remigrate => 3,
         };
-        Self(at.gpa().raw() | (at.level().raw() as u64 & 0b11) | operation << 52)
+        Some(Self(at.gpa().raw() | at.level().raw() as u64 | operation << 52))
     }
 
     /// The entry with these bits.

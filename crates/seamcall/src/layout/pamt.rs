@@ -67,6 +67,16 @@ types! {
     Tdvpr = 6, "PT_TDVPR";
     /// Table page of a secure EPT, its root excepted.
     Ept = 8, "PT_EPT";
+    /// Device interface control structure, root (2.0).
+    DevifcsRoot = 9, "PT_DEVIFCS_R";
+    /// Device interface control structure, not root (2.0).
+    DevifcsNonRoot = 10, "PT_DEVIFCS_NR";
+    /// Metadata of an IOMMU (2.0).
+    IommuMt = 11, "PT_IOMMU_MT";
+    /// Metadata of device memory (2.0).
+    MmioMt = 12, "PT_MMIO_MT";
+    /// Metadata of device interfaces (2.0).
+    DevifMt = 13, "PT_DEVIF_MT";
     /// 2 MiB entry that points to a Dynamic PAMT page pair.
     Pamt = 15, "PT_PAMT";
 }

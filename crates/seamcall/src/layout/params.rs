@@ -64,6 +64,8 @@ bitflags! {
 }
 
 /// EPTP_CONTROLS: memory type write-back, page-walk levels, no accessed and dirty bits.
+///
+/// Source: TDX module ABI, TD_PARAMS, EPTP_CONTROLS; Intel SDM, "EPT pointer".
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct EptpControls(u64);
 
@@ -83,6 +85,8 @@ impl EptpControls {
 }
 
 /// CPUID values for one configurable leaf, `EAX` to `EDX`.
+///
+/// Source: TDX module ABI, TD_PARAMS, CPUID_CONFIG.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 #[expect(clippy::exhaustive_structs, reason = "fixed by the ABI")]

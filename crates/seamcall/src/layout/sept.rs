@@ -1,9 +1,9 @@
 //! Secure EPT entries as they lie in memory. The host never sees them; models, dumps and tests do.
 
-use crate::SeptState;
+use crate::{KeyIdBits, SeptState};
 use sept_core::{Hpa, Level};
 
-/// Where a module version keeps the software bits of an L1 S-EPT entry.
+/// Where a module version keeps the software bits of an L1 S-EPT entry, and whether it keeps the key id there.
 ///
 /// ```
 /// use seamcall::{SeptLayout, SeptState};
@@ -18,6 +18,7 @@ use sept_core::{Hpa, Level};
 pub struct SeptLayout {
     lock: u8,
     aliases: [u8; 3],
+    key_id: bool,
 }
 
 const R: u64 = 1 << 0;
@@ -37,10 +38,12 @@ const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 const STATE: u64 = IGNORE_PAT | LEAF | DIRTY | EXPORTED | WRITE_BLOCKED | BLOCKED | PENDING;
 
 impl SeptLayout {
-    /// Modules 1.5: lock bit 11, alias flags 58 to 60.
-    pub const V1_5: Self = Self { lock: 11, aliases: [58, 59, 60] };
-    /// Modules 2.0: lock bit 59, alias flags 57, 58 and 60.
-    pub const V2_0: Self = Self { lock: 59, aliases: [57, 58, 60] };
+    /// Module 1.5.01: lock bit 11, alias flags 58 to 60.
+    pub const V1_5_01: Self = Self { lock: 11, aliases: [58, 59, 60], key_id: false };
+    /// Module 1.5.28: as 1.5.01, and the TD's key id in the upper bits of the address.
+    pub const V1_5_28: Self = Self { key_id: true, ..Self::V1_5_01 };
+    /// Module 2.0.08: lock bit 59, alias flags 57, 58 and 60, the key id as in 1.5.28.
+    pub const V2_0_08: Self = Self { lock: 59, aliases: [57, 58, 60], key_id: true };
 
     /// What a new table page is filled with: free entries. Not zero: an all-zero entry is a table without access.
     pub const FREE: u64 = SUPPRESS_VE | BLOCKED | WRITE_BLOCKED | EXPORTED;
@@ -93,14 +96,14 @@ impl SeptLayout {
         Some(SUPPRESS_VE | bits | address | memory_type | access)
     }
 
-    /// What SEPT.RD shows of a leaf: neither state nor software bits. Of a table or hole, only the permissions.
+    /// What SEPT.RD shows of a leaf: neither state, software bits nor key id. Of a table or hole, only the permissions.
     #[must_use]
-    pub const fn shown(raw: u64) -> u64 {
+    pub const fn shown(self, raw: u64, keys: KeyIdBits) -> u64 {
         const LEAF_BITS: u64 = R | W | X | 7 << 3 | IGNORE_PAT | LEAF | ADDRESS | SUPPRESS_VE;
         if raw & STATE == Self::FREE & STATE {
             SUPPRESS_VE
         } else if raw & LEAF != 0 {
-            raw & LEAF_BITS
+            raw & LEAF_BITS & if self.key_id { !(ADDRESS & !keys.address()) } else { !0 }
         } else {
             raw & (R | W | X | LEAF)
         }

@@ -17,6 +17,8 @@ pub struct CmrInfo {
 }
 
 /// A hole in a TDMR: memory that the module does not manage.
+///
+/// Source: TDX module ABI, TDMR_INFO.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 #[expect(clippy::exhaustive_structs, reason = "fixed by the ABI")]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::SeptState;
+use crate::{KeyIdBits, SeptState};
 use sept_core::{Hpa, Level, TdxConfig};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -58,16 +58,23 @@ fn what_the_host_is_shown() {
         (0x8080_0000_0200_0000, 0),
         (0x80c0_1000_0001_2000, 0),
     ] {
-        assert_eq!(SeptLayout::shown(raw), shown, "{raw:#x}");
+        for layout in [SeptLayout::V1_5_01, SeptLayout::V1_5_28, SeptLayout::V2_0_08] {
+            assert_eq!(layout.shown(raw, KeyIdBits::new(52, 6).unwrap()), shown, "{raw:#x}");
+        }
     }
+    // Key id 33 of 6 bits below bit 46.
+    let (keys, raw) = (KeyIdBits::new(46, 6).unwrap(), 0x8000_2101_2345_60f7);
+    assert_eq!(SeptLayout::V1_5_01.shown(raw, keys), raw);
+    assert_eq!(SeptLayout::V1_5_28.shown(raw, keys), 0x8000_0001_2345_60f7);
+    assert_eq!(SeptLayout::V2_0_08.shown(raw, keys), 0x8000_0001_2345_60f7);
 }
 
 #[test]
 fn software_bits_by_version() {
-    assert!(SeptLayout::V1_5.is_locked(1 << 11) && !SeptLayout::V2_0.is_locked(1 << 11));
-    assert!(SeptLayout::V2_0.is_locked(1 << 59) && !SeptLayout::V1_5.is_locked(1 << 59));
-    assert_eq!(SeptLayout::V1_5.aliases(1 << 58), [true, false, false]);
-    assert_eq!(SeptLayout::V2_0.aliases(1 << 58), [false, true, false]);
+    assert!(SeptLayout::V1_5_28.is_locked(1 << 11) && !SeptLayout::V2_0_08.is_locked(1 << 11));
+    assert!(SeptLayout::V2_0_08.is_locked(1 << 59) && !SeptLayout::V1_5_28.is_locked(1 << 59));
+    assert_eq!(SeptLayout::V1_5_28.aliases(1 << 58), [true, false, false]);
+    assert_eq!(SeptLayout::V2_0_08.aliases(1 << 58), [false, true, false]);
     assert!(SeptLayout::has_host_priority(1 << 52));
     let pending = 0x8100_0000_8000_50f0;
     assert_eq!(SeptLayout::accepted_chunks(pending, Level::L2M), Some(5));
@@ -96,13 +103,14 @@ fn gpa_lists() {
     let info = GpaListInfo::new(Hpa::new(0x5000).unwrap(), 2, 511).unwrap();
     assert_eq!(info.raw(), 0xff80_0000_0000_5010);
     assert_eq!((info.first(), info.last(), info.list().raw()), (2, 511, 0x5000));
-    assert_eq!(info.resumed(0x7f80_0000_0009_9000 | 40 << 3).raw(), 0xff80_0000_0000_5140);
+    assert_eq!(info.resumed(0xff80_0000_0000_5140).first(), 40);
+    assert_eq!(info.resumed(0xff80_0000_0009_9140), info);
     assert!(GpaListInfo::new(Hpa::new(0x5800).unwrap(), 0, 1).is_none());
     assert!(GpaListInfo::new(Hpa::new(0x5000).unwrap(), 2, 1).is_none());
     assert!(GpaListInfo::new(Hpa::new(0x5000).unwrap(), 2, 512).is_none());
 
     let at = sept_core::GpaEntry::new(sept_core::Gpa::new(0x4000_1000).unwrap(), Level::L4K).unwrap();
-    let entry = GpaListEntry::new(at, GpaListOperation::Migrate);
+    let entry = GpaListEntry::new(at, GpaListOperation::Migrate).unwrap();
     assert_eq!(entry.raw(), 0x0010_0000_4000_1000);
     // Pending, mapped by VM 2, the walk failed.
     let answer = GpaListEntry::from_raw(0x0200_0000_4000_1104);
@@ -118,10 +126,12 @@ fn gpa_lists() {
         (2, GpaListOperation::Cancel),
         (3, GpaListOperation::Remigrate),
     ] {
-        assert_eq!(GpaListEntry::new(at, operation).raw() >> 52, raw);
+        assert_eq!(GpaListEntry::new(at, operation).unwrap().raw() >> 52, raw);
         assert_eq!(GpaListEntry::from_raw(raw << 52).operation(), operation);
     }
     assert_eq!([entry; 2].as_bytes()[8..16], entry.raw().to_le_bytes());
+    let top = sept_core::GpaEntry::new(sept_core::Gpa::new(0).unwrap(), Level::L256T).unwrap();
+    assert_eq!(GpaListEntry::new(top, GpaListOperation::Migrate), None);
 }
 
 #[test]

@@ -5,6 +5,8 @@ use crate::{EntryInfo, Leaf, SeamcallError, Status, Tdr, Transport, mng::on_tdr}
 use sept_core::GpaEntry;
 
 /// What TDH.MEM.RANGE.BLOCK found.
+///
+/// Source: TDX module ABI, TDH.MEM.RANGE.BLOCK.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use = "an entry that was blocked before was not stamped with the present epoch"]
 #[non_exhaustive]

@@ -45,6 +45,8 @@ pub(crate) fn sept_add_at<T: Transport + ?Sized>(
 }
 
 /// Pages for TDH.MEM.SEPT.ADD version 1: for the L1 table, and for those of L2 VMs 1 to 3.
+///
+/// Source: TDX module ABI, TDH.MEM.SEPT.ADD.
 #[derive(Debug, Default)]
 #[must_use = "dropping frames leaks their memory"]
 #[expect(clippy::exhaustive_structs, reason = "the operands of the leaf; callers build it and take it apart")]
@@ -209,6 +211,8 @@ pub fn sept_remove<T: Transport + ?Sized>(t: &T, td: Tdr, at: GpaEntry) -> Resul
 }
 
 /// The pages of a table that was removed.
+///
+/// Source: TDX module ABI, TDH.MEM.SEPT.REMOVE, TDH.MEM.PAGE.PROMOTE.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use = "the pages are the host's again"]
 #[non_exhaustive]

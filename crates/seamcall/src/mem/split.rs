@@ -2,10 +2,12 @@
 
 use super::RemovedTable;
 use crate::operand::{Removed, UNUSED, invoke_at, mapping};
-use crate::{Leaf, NULL_PA, Operand, Regs, SeamcallError, Status, Tdr, Transport, error::require_level};
+use crate::{Leaf, NULL_PA, Operand, Regs, SeamcallError, Status, Tdr, Transport};
 use sept_core::{Frame, GpaEntry, Hpa, Level, Returned, Tainted};
 
 /// Which L2 VMs get a table when a page is split.
+///
+/// Source: TDX module ABI, TDH.MEM.PAGE.DEMOTE.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub enum L2Mode {
@@ -35,31 +37,46 @@ impl MaybeTainted {
 }
 
 /// Pages for TDH.MEM.PAGE.DEMOTE. Come back whole from a failed call, and can be passed again.
+///
+/// Source: TDX module ABI, TDH.MEM.PAGE.DEMOTE; `tdh_mem_page_demote.c` of modules 1.5.01 and 1.5.34.
 #[derive(Debug)]
 #[must_use = "dropping frames leaks their memory"]
 pub struct DemotePages {
     table: Frame,
     l2: [Option<Frame>; 3],
     pair: Option<[Frame; 2]>,
+    /// Bit n: what is given for `R8` + n cannot be an operand.
+    unfit: u8,
     tainted: bool,
 }
 
 impl DemotePages {
     /// A page for the new L1 table.
     pub const fn new(table: Frame) -> Self {
-        Self { table, l2: [const { None }; 3], pair: None, tainted: false }
+        let unfit = is_larger(&table) as u8;
+        Self { table, l2: [const { None }; 3], pair: None, unfit, tainted: false }
     }
 
-    /// Adds pages for the tables of L2 VMs 1, 2 and 3; those given before are dropped (and so leaked).
+    /// Adds pages for the tables of L2 VMs 1, 2 and 3 of a TD that has `vms` of them
+    /// ([`TdField::NUM_L2_VMS`](crate::TdField::NUM_L2_VMS)); those given before are dropped (and so leaked).
     ///
-    /// Only for VMs that the TD has: the module neither takes nor returns a page for another one.
-    pub fn with_l2(self, l2: [Option<Frame>; 3]) -> Self {
-        Self { l2, ..self }
+    /// A page for a VM that the TD does not have is refused when the call is to be made: the module would neither take
+    /// nor return it.
+    pub fn with_l2(self, vms: u8, l2: [Option<Frame>; 3]) -> Self {
+        let mut unfit = self.unfit & !0b1110;
+        for ((index, page), bit) in (0..).zip(&l2).zip([0b10, 0b100, 0b1000]) {
+            let fits = page.as_ref().is_none_or(|page| index < vms && !is_larger(page));
+            unfit |= if fits { 0 } else { bit };
+        }
+        Self { l2, unfit, ..self }
     }
 
     /// Adds the Dynamic PAMT page pair that a 2 MiB page needs; one given before is dropped (and so leaked).
     pub fn with_pair(self, pair: [Frame; 2]) -> Self {
-        Self { pair: Some(pair), ..self }
+        let [first, second] = &pair;
+        let of = |page, bit| if is_larger(page) { bit } else { 0 };
+        let unfit = self.unfit & 0b1111 | of(first, 0b1_0000) | of(second, 0b10_0000);
+        Self { pair: Some(pair), unfit, ..self }
     }
 
     /// Whether a failed call may have written the table pages.
@@ -80,24 +97,18 @@ impl DemotePages {
         if self.pair.is_some() && at.level() != Level::L2M {
             return Err(SeamcallError::refused(leaf, Some(at), Operand::R12));
         }
-        let [l2_1, l2_2, l2_3] = &self.l2;
-        let [pair_0, pair_1] = match &self.pair {
-            Some([first, second]) => [Some(first), Some(second)],
-            None => [None, None],
-        };
-        let operands = [
-            (Some(&self.table), Operand::R8),
-            (l2_1.as_ref(), Operand::R9),
-            (l2_2.as_ref(), Operand::R10),
-            (l2_3.as_ref(), Operand::R11),
-            (pair_0, Operand::R12),
-            (pair_1, Operand::R13),
-        ];
-        operands.into_iter().try_for_each(|(page, operand)| match page {
-            Some(page) => require_level(page, Level::L4K, leaf, operand),
-            None => Ok(()),
-        })
+        match self.unfit {
+            0 => Ok(()),
+            bits => {
+                let operand = Operand::R8.id().saturating_add(bits.trailing_zeros());
+                Err(SeamcallError::refused(leaf, Some(at), Operand::new(operand)))
+            }
+        }
     }
+}
+
+const fn is_larger(page: &Frame) -> bool {
+    page.level().raw() != Level::L4K.raw()
 }
 
 /// TDH.MEM.PAGE.DEMOTE (15): splits the page at `at` into 512 of the next lower level, content kept.
@@ -113,7 +124,8 @@ impl DemotePages {
 /// # Errors
 ///
 /// The pages come back, as tainted: the module fills the table before its last checks. `NOT_ISSUED|R12` for a pair
-/// with a page that is not 2M. The common errors, then `GPA_RANGE_NOT_BLOCKED|RCX` with the entry,
+/// with a page that is not 2M, `NOT_ISSUED` (`|R9` to `|R11`) for the page of a VM that is not there: no call was made.
+/// The common errors, then `GPA_RANGE_NOT_BLOCKED|RCX` with the entry,
 /// `TLB_TRACKING_NOT_DONE|RCX`, page errors on `R8`; for each L2 VM `L2_SEPT_PAGE_NOT_PROVIDED` or page errors; *from
 /// here on the pages have been written*: `L2_SEPT_WALK_FAILED`, `INTERRUPTED_RESTARTABLE`, `OPERAND_BUSY|RCX` without
 /// an entry (PAMT lock of the page that is split), page errors and `PAGE_NOT_FREE` on `R12` and `R13`.
@@ -192,6 +204,8 @@ pub(crate) fn page_demote_at<T: Transport + ?Sized>(
 }
 
 /// The pages that a merge made free.
+///
+/// Source: TDX module ABI, TDH.MEM.PAGE.PROMOTE.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use = "the pages are the host's again"]
 #[non_exhaustive]

@@ -151,6 +151,8 @@ fields! {
 }
 
 /// What a metadata field belongs to.
+///
+/// Source: TDX module ABI, MD_FIELD_ID.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[non_exhaustive]
 pub enum FieldContext {

@@ -3,8 +3,8 @@
 mod wrappers;
 
 use crate::{
-    Detail, EntryInfo, EptViolation, FieldId, GpaListEntry, GpaListInfo, Leaf, MapGpa, PamtEntry, Regs,
-    SeptLayout, Status,
+    Detail, EntryInfo, EptViolation, FieldId, GpaListEntry, GpaListInfo, KeyIdBits, Leaf, MapGpa, PamtEntry,
+    Regs, SeptLayout, Status,
     exit::{Exit, ExitReason, exit_reason, exit_vm},
 };
 use proptest::{prelude::*, sample::select};
@@ -85,14 +85,16 @@ proptest! {
         prop_assert_eq!(FieldId::new(raw).raw(), raw);
         prop_assert_eq!(GpaListEntry::from_raw(raw).raw(), raw);
         prop_assert_eq!(GpaListInfo::from_raw(raw).raw(), raw);
-        // A resumed list moves its first entry, and nothing else.
-        let resumed = GpaListInfo::from_raw(raw).resumed(other);
-        prop_assert_eq!((resumed.raw() ^ raw) & !0xff8, 0);
-        prop_assert_eq!(resumed.first(), GpaListInfo::from_raw(other).first());
+        // A resumed list moves its first entry, and nothing else; what names another list is ignored.
+        let info = GpaListInfo::from_raw(raw);
+        prop_assert_eq!(info.resumed(other).raw(), if (raw ^ other) & !0xff8 == 0 { other } else { raw });
+        let moved = raw & !0xff8 | other & 0xff8;
+        prop_assert_eq!(info.resumed(moved).raw(), moved);
         let entry = PamtEntry { control: raw, block_epoch: other };
         prop_assert_eq!(u64::from(entry.page_type().raw()), raw >> 16 & 0x1f);
         prop_assert_eq!(entry.owner().raw(), raw >> 24 << 12);
-        prop_assert_eq!(SeptLayout::shown(raw) & !(raw | 1 << 63), 0);
+        let shown = SeptLayout::V2_0_08.shown(raw, KeyIdBits::new(52, 6).unwrap());
+        prop_assert_eq!(shown & !(raw | 1 << 63), 0);
     }
 
     #[test]

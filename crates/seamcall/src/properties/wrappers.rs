@@ -5,7 +5,8 @@ use crate::mem::{self, DemotePages, L2Mode, MaybeTainted, SeptPages};
 use crate::phymem::{self, CacheWb};
 use crate::testing::{Script, entry, frame, frame_of, gpa, hpa};
 use crate::{
-    Features0, FieldId, Hkid, KeyIdBits, PlatformField, Regs, SeamcallError, Status, TdField, Tdr, Tdvpr,
+    FatalErrorConfig, FatalNotification, Features0, FieldId, Hkid, KeyIdBits, PlatformField, Regs,
+    SeamcallError, Status, TdField, Tdr, Tdvpr,
     export::{self, GpaList},
     mng, mr, sys, vp,
 };
@@ -90,7 +91,13 @@ fn without_pages(t: &dyn Fn() -> Script) -> Vec<After> {
             assert_eq!(back.held.raw() & !0xff8, 9 << 55 | 0x6000);
             back.error
         })),
+        plain(
+            export::blockw_v1(&t(), td, GpaList::new(&mut frame(0x6000), 2, 9).unwrap())
+                .map_err(|back| back.error),
+        ),
         plain(sys::init(&t())),
+        // SAFETY: a script stands for the module; it writes nothing.
+        plain(unsafe { sys::init_v1(&t(), FatalErrorConfig::new(None, FatalNotification::Nmi).unwrap()) }),
         plain(sys::lp_init(&t())),
         // SAFETY: a script stands for the module; it reads and takes nothing.
         plain(unsafe { sys::config(&t(), at, 1, key, true) }),
@@ -133,6 +140,7 @@ fn check(out: &Regs, result: &Result<(), SeamcallError>) -> Result<(), TestCaseE
         Ok(()) => prop_assert!(Status::from_raw(out.rax).is_success()),
         Err(error) => {
             prop_assert_eq!(error.status.raw(), out.rax);
+            prop_assert_eq!(error.registers(), (out.rcx, out.rdx));
             prop_assert!(!error.to_string().is_empty());
             let _: Class = error.class();
             if let Some(entry) = error.entry() {
@@ -196,7 +204,7 @@ proptest! {
         prop_assert_eq!(three.as_ref().map(of), kept(out.r11, PAGE + 0x3000));
 
         let pair = || [frame(0x300_0000), frame(0x300_1000)];
-        let pages = DemotePages::new(frame(PAGE)).with_l2(l2()).with_pair(pair());
+        let pages = DemotePages::new(frame(PAGE)).with_l2(3, l2()).with_pair(pair());
         match mem::page_demote(&answer(), td, at, L2Mode::Sparse, pages) {
             Ok(left) => {
                 prop_assert!(succeeded);

@@ -19,7 +19,8 @@ use sept_core::{Frame, Gpa, GpaEntry, GpaRange, Hpa, Level, Returned};
 ///
 /// # Errors
 ///
-/// The page that was refused; those before it are done.
+/// The page that was refused; those before it are done. `NOT_ISSUED|RCX`, and nothing is done, for a range that does
+/// not end within physical addresses.
 pub fn write_back<T: Transport + ?Sized>(
     t: &T,
     first: Hpa,
@@ -27,8 +28,8 @@ pub fn write_back<T: Transport + ?Sized>(
     key: Hkid,
     bits: KeyIdBits,
 ) -> Result<(), Stopped<Hpa>> {
-    for index in 0..pages {
-        let at = nth_page(first, index, Leaf::PHYMEM_PAGE_WBINVD)?;
+    check_pages(first, pages, Leaf::PHYMEM_PAGE_WBINVD)?;
+    for at in (0..pages).map_while(|index| nth_page(first, index)) {
         page_wbinvd(t, at, key, bits).map_err(|error| Stopped { at, error })?;
     }
     Ok(())
@@ -42,16 +43,17 @@ pub fn write_back<T: Transport + ?Sized>(
 /// # Errors
 ///
 /// The page that was refused; those before it are reclaimed. A page that does not lie wholly in the range is
-/// `NOT_ISSUED|RCX`, and is left alone.
+/// `NOT_ISSUED|RCX`, and is left alone; so is everything if the range does not end within physical addresses.
 pub fn reclaim<T: Transport + ?Sized>(
     t: &T,
     first: Hpa,
     pages: u64,
     mut reclaimed: impl FnMut(Hpa, PageInfo),
 ) -> Result<(), Stopped<Hpa>> {
+    check_pages(first, pages, Leaf::PHYMEM_PAGE_RECLAIM)?;
     let mut index = 0_u64;
     while let Some(left) = pages.checked_sub(index).filter(|left| *left != 0) {
-        let at = nth_page(first, index, Leaf::PHYMEM_PAGE_RECLAIM)?;
+        let Some(at) = nth_page(first, index) else { break };
         let stopped = |error| Stopped { at, error };
         let info = page_rdmd(t, at).map_err(stopped)?;
         let level = info.level.unwrap_or(Level::L4K);
@@ -119,14 +121,25 @@ pub fn add<T: Transport + ?Sized>(
 /// # Errors
 ///
 /// The chunk that was refused; those before it are measured, so go on from there and never from the start.
+/// `NOT_ISSUED|RCX`, and nothing is measured, for `bytes` that are not whole chunks within guest addresses.
 pub fn extend<T: Transport + ?Sized>(t: &T, td: Tdr, from: Gpa, bytes: u64) -> Result<(), Stopped<Gpa>> {
-    let mut at = from;
-    let chunks = bytes / mr::EXTEND_CHUNK;
-    for _ in 0..chunks {
-        mr::extend(t, td, at).map_err(|error| Stopped { at, error })?;
-        // The end of the address space: nothing is mapped there, so MR.EXTEND has refused before.
-        let Some(next) = at.checked_add(mr::EXTEND_CHUNK) else { break };
-        at = next;
+    each_chunk(from, bytes, |at| mr::extend(t, td, at))
+}
+
+/// Calls `measure` with each chunk of `bytes` from `from` on.
+pub(crate) fn each_chunk(
+    from: Gpa,
+    bytes: u64,
+    measure: impl Fn(Gpa) -> Result<(), SeamcallError>,
+) -> Result<(), Stopped<Gpa>> {
+    let last = from.checked_add(bytes.saturating_sub(mr::EXTEND_CHUNK));
+    if last.is_none() || !bytes.is_multiple_of(mr::EXTEND_CHUNK) {
+        let error = SeamcallError::refused(Leaf::MR_EXTEND, None, Operand::RCX);
+        return Err(Stopped { at: from, error });
+    }
+    let chunks = 0..bytes / mr::EXTEND_CHUNK;
+    for at in chunks.map_while(|index| from.checked_add(index.checked_mul(mr::EXTEND_CHUNK)?)) {
+        measure(at).map_err(|error| Stopped { at, error })?;
     }
     Ok(())
 }
@@ -180,19 +193,45 @@ pub fn sept_add_to_end<T: Transport + ?Sized>(
 
 /// [`export::blockw`] until the list is done, going on after at most `interruptions` interruptions.
 ///
+/// What became of each page stands in its entry; the module counts only those of the last call.
+///
 /// # Errors
 ///
-/// As [`export::blockw`]. `INTERRUPTED_RESUMABLE`: the bound was reached; call it with the list that came back.
+/// As [`export::blockw`]. `INTERRUPTED_RESUMABLE`, `INTERRUPTED_BUSY`: the bound was reached; call it with the list
+/// that came back.
 pub fn blockw_to_end<'a, T: Transport + ?Sized>(
     t: &T,
     td: Tdr,
+    list: GpaList<'a>,
+    interruptions: u32,
+) -> Result<(), Returned<SeamcallError, GpaList<'a>>> {
+    list_to_end(list, interruptions, |list| export::blockw(t, td, list)).map(drop)
+}
+
+/// [`export::blockw_v1`] until the list is done, going on after at most `interruptions` interruptions. Returns how
+/// many entries had a problem.
+///
+/// # Errors
+///
+/// As [`blockw_to_end`].
+pub fn blockw_v1_to_end<'a, T: Transport + ?Sized>(
+    t: &T,
+    td: Tdr,
+    list: GpaList<'a>,
+    interruptions: u32,
+) -> Result<u32, Returned<SeamcallError, GpaList<'a>>> {
+    list_to_end(list, interruptions, |list| export::blockw_v1(t, td, list))
+}
+
+fn list_to_end<'a>(
     mut list: GpaList<'a>,
     interruptions: u32,
+    call: impl Fn(GpaList<'a>) -> Result<u32, Returned<SeamcallError, GpaList<'a>>>,
 ) -> Result<u32, Returned<SeamcallError, GpaList<'a>>> {
     let mut left = interruptions;
     loop {
-        match export::blockw(t, td, list) {
-            Err(back) if back.error.status.is(Status::INTERRUPTED_RESUMABLE) && left != 0 => {
+        match call(list) {
+            Err(back) if is_interruption(&back.error) && left != 0 => {
                 left = left.saturating_sub(1);
                 list = back.held;
             }
@@ -201,10 +240,19 @@ pub fn blockw_to_end<'a, T: Transport + ?Sized>(
     }
 }
 
-/// The page `index` pages after `first`; refused beyond the end of physical memory.
-fn nth_page(first: Hpa, index: u64, leaf: Leaf) -> Result<Hpa, Stopped<Hpa>> {
-    let bytes = index.checked_mul(Level::L4K.size());
-    bytes
-        .and_then(|bytes| first.checked_add(bytes))
-        .ok_or(Stopped { at: first, error: SeamcallError::refused(leaf, None, Operand::RCX) })
+const fn is_interruption(error: &SeamcallError) -> bool {
+    error.status.is(Status::INTERRUPTED_RESUMABLE) || error.status.is(Status::INTERRUPTED_BUSY)
+}
+
+/// The page `index` pages after `first`.
+fn nth_page(first: Hpa, index: u64) -> Option<Hpa> {
+    first.checked_add(index.checked_mul(Level::L4K.size())?)
+}
+
+/// Refuses a range whose last page is beyond physical addresses, before anything is done to its first.
+fn check_pages(first: Hpa, pages: u64, leaf: Leaf) -> Result<(), Stopped<Hpa>> {
+    match nth_page(first, pages.saturating_sub(1)) {
+        Some(_) => Ok(()),
+        None => Err(Stopped { at: first, error: SeamcallError::refused(leaf, None, Operand::RCX) }),
+    }
 }

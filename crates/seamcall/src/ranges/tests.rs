@@ -4,6 +4,7 @@ use crate::testing::{Script, entry, frame, gpa, hpa};
 use std::vec::Vec;
 
 const RESUMABLE: u64 = 0x8000_0003_0000_0000;
+const INTERRUPTED_BUSY: u64 = 0x8000_0206_0000_0092;
 const BUSY: u64 = 0x8000_0200_0000_0001;
 
 fn td() -> Tdr {
@@ -24,6 +25,28 @@ fn write_back_stops_at_the_page_that_is_refused() {
     let pages: Vec<u64> = rcx(&script).iter().map(|raw| raw & 0xffff).collect();
     assert_eq!(pages, [0, 0x1000, 0x2000, 0x2000, 0x3000, 0x4000]);
     assert!(write_back(&script, hpa(0x8000_0000), 0, Hkid::new(1), bits).is_ok());
+}
+
+/// Nothing is done to the beginning of a range that cannot be gone through to its end.
+#[test]
+fn a_range_that_does_not_end_in_memory_is_refused_whole() {
+    let bits = KeyIdBits::new(46, 6).unwrap();
+    let script = Script::new();
+    let last = hpa((1 << 52) - 0x1000);
+    let stopped = write_back(&script, last, 2, Hkid::new(1), bits).unwrap_err();
+    assert_eq!((stopped.at, stopped.error.status.raw()), (last, 0xc000_ff01_0000_0001));
+    assert_eq!(reclaim(&script, last, 2, |_, _| panic!("reclaimed")).unwrap_err().at, last);
+    let chunk = gpa((1 << 52) - 0x100);
+    assert_eq!(extend(&script, td(), chunk, 0x200).unwrap_err().at, chunk);
+    // Part of a chunk would silently not be measured.
+    for bytes in [1, 0x80, 0x180] {
+        let error = extend(&script, td(), gpa(0x1000), bytes).unwrap_err().error;
+        assert_eq!(error.status.raw(), 0xc000_ff01_0000_0001);
+    }
+    assert!(script.calls().is_empty());
+    extend(&script, td(), chunk, 0x100).unwrap();
+    extend(&script, td(), chunk, 0).unwrap();
+    assert_eq!(script.calls().len(), 1);
 }
 
 /// RDMD of a page in use at `level`, then RECLAIM of it.
@@ -127,8 +150,18 @@ fn sept_add_resumes_with_what_is_left() {
 #[test]
 fn blockw_resumes_where_it_was() {
     let mut page = frame(0x5000);
-    let list = GpaList::new(&mut page, 0, 9).unwrap();
-    let script = Script::new().then(|regs| Regs { rax: RESUMABLE, rcx: regs.rcx + (4 << 3), ..regs });
-    assert_eq!(blockw_to_end(&script, td(), list, 1).unwrap(), 0);
-    assert_eq!(rcx(&script)[1] - rcx(&script)[0], 4 << 3);
+    let stops = |rax, r8| move |regs: Regs| Regs { rax, rcx: regs.rcx + (4 << 3), r8, ..regs };
+    let first_entries =
+        |script: &Script| -> Vec<u64> { rcx(script).iter().map(|rcx| rcx >> 3 & 0x1ff).collect() };
+    let script = Script::new().then(stops(RESUMABLE, 0)).then(stops(INTERRUPTED_BUSY, 0));
+    blockw_to_end(&script, td(), GpaList::new(&mut page, 0, 9).unwrap(), 2).unwrap();
+    assert_eq!((script.leaves()[0], first_entries(&script)), (65, std::vec![0, 4, 8]));
+    // One interruption more than it waits for: the list comes back from where it is.
+    let script = Script::new().then(stops(RESUMABLE, 0)).then(stops(RESUMABLE, 0));
+    let back = blockw_to_end(&script, td(), GpaList::new(&mut page, 0, 9).unwrap(), 1).unwrap_err();
+    assert_eq!(back.held.first(), 8);
+    // Version 1 counts the problems of all parts.
+    let script = Script::new().then(stops(RESUMABLE, 2)).then(stops(0, 1));
+    assert_eq!(blockw_v1_to_end(&script, td(), GpaList::new(&mut page, 0, 9).unwrap(), 1).unwrap(), 3);
+    assert_eq!(script.leaves(), [0x1_0041; 2]);
 }

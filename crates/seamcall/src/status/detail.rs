@@ -132,6 +132,8 @@ impl fmt::Debug for Operand {
 }
 
 /// Bits 31:0 of a status, read as its code says. [`Detail::raw`] gives the same 32 bits back.
+///
+/// Source: TDX module ABI, "Function Completion Status"; where module 1.5.01 makes each status.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[non_exhaustive]
 pub enum Detail {
@@ -158,7 +160,10 @@ pub enum Detail {
     State(u32),
     /// The x2APIC id that another vCPU has.
     X2ApicId(u32),
-    /// How many: which page of a pair (PAMT.REMOVE), how many key ids (SYS.INIT).
+    /// Which one, from 0: page of a pair (PAMT.REMOVE), SMRR or package (SYS.INIT, SYS.LP.INIT), event filter
+    /// (MNG.INIT).
+    Index(u32),
+    /// How many: key ids that the module can deal with (SYS.INIT).
     Count(u32),
     /// A VMX exit reason (VP.ENTER).
     ExitReason(u32),
@@ -180,6 +185,7 @@ impl Detail {
             | Self::Msr(raw)
             | Self::State(raw)
             | Self::X2ApicId(raw)
+            | Self::Index(raw)
             | Self::Count(raw)
             | Self::ExitReason(raw)
             | Self::Other(raw) => raw,
@@ -199,7 +205,7 @@ impl fmt::Display for Detail {
             Self::Msr(address) => write!(f, "|MSR {address:#x}"),
             Self::State(state) => write!(f, "|state {state}"),
             Self::X2ApicId(id) => write!(f, "|x2APIC id {id}"),
-            Self::Count(count) => write!(f, "|{count}"),
+            Self::Index(number) | Self::Count(number) => write!(f, "|{number}"),
             Self::ExitReason(reason) => write!(f, "|exit reason {reason}"),
             Self::Other(raw) => write!(f, "|{raw:#x}"),
         }
@@ -222,7 +228,12 @@ impl Status {
                 Detail::L2 { vm: u16::from_le_bytes([b2, b3]), level: u16::from_le_bytes([b0, b1]) }
             }
             Self::PAGE_SIZE_MISMATCH | Self::PAGE_ALREADY_ACCEPTED => Detail::Level(raw),
-            Self::PAMT_PAGE_NOT_EMPTY => Detail::Count(raw),
+            Self::PAMT_PAGE_NOT_EMPTY
+            | Self::SMRR_NOT_LOCKED
+            | Self::INVALID_SMRR_CONFIGURATION
+            | Self::INVALID_PKG_ID
+            | Self::EVENT_FILTER_INVALID
+            | Self::EVENT_FILTER_ORDER_INVALID => Detail::Index(raw),
             Self::X2APIC_ID_NOT_UNIQUE => Detail::X2ApicId(raw),
             Self::SUCCESS => Detail::ExitReason(raw),
             Self::INCORRECT_CPUID_VALUE

@@ -157,8 +157,9 @@ impl Status {
         })
     }
 
-    /// A vCPU inside the TD holds its TDR, its TDVPR and, in an ACCEPT, the entry; it leaves only when kicked. The
-    /// other locks are held for the length of one SEAMCALL.
+    /// A vCPU inside the TD holds its TDR, its TDVPR and, in an ACCEPT, the entry; it leaves only when kicked. One that
+    /// enters holds the epoch, and entries may follow each other. The other locks are held for the length of one
+    /// SEAMCALL.
     const fn busy_class(self) -> Class {
         match Operand::new(self.low()) {
             Operand::RCX | Operand::RDX | Operand::TDR | Operand::TDVPR | Operand::TD_EPOCH => Class::Quiesce,

@@ -8,7 +8,7 @@ mod tests;
 pub use error::TdError;
 pub use external::TablePages;
 
-use crate::{EntryInfo, Hkid, KeyIdBits, Leaf, SeamcallError, Status, Tdr, Transport, mem, mr};
+use crate::{EntryInfo, Hkid, KeyIdBits, Leaf, SeamcallError, Status, Tdr, Transport, mem, mr, ranges};
 use core::hint;
 use sept_core::{FrameKind, Gpa, GpaEntry, Hpa, Shootdown, TdxConfig, TreeLock};
 
@@ -33,7 +33,8 @@ impl RetryBudget {
     /// out of the budget.
     ///
     /// That is so after `OPERAND_BUSY`, `SYS_BUSY` and `INTERRUPTED_RESTARTABLE`. After `PREVIOUS_TLB_EPOCH_BUSY` vCPUs
-    /// have to be kicked first; `INTERRUPTED_RESUMABLE` needs other operands, see [`ranges`](crate::ranges).
+    /// have to be kicked first; `INTERRUPTED_RESUMABLE` and `INTERRUPTED_BUSY` need other operands, see
+    /// [`ranges`](crate::ranges).
     ///
     /// ```
     /// use seamcall::{RetryBudget, SeamcallError, Tdr, Transport, mem};
@@ -282,17 +283,9 @@ impl<T: Transport, S: Shootdown, L: TreeLock, O: Observe> Td<T, S, L, O> {
     ///
     /// # Errors
     ///
-    /// Where it stopped, and why: go on from there. See [`mr::extend`].
+    /// Where it stopped, and why: go on from there. As [`ranges::extend`].
     pub fn measure(&self, from: Gpa, bytes: u64) -> Result<(), Stopped<Gpa>> {
-        let mut at = from;
-        for _ in 0..bytes / mr::EXTEND_CHUNK {
-            self.exclusive(|| mr::extend(&self.transport, self.tdr(), at))
-                .map_err(|error| Stopped { at, error })?;
-            // The end of the address space: nothing is mapped there, so MR.EXTEND has refused before.
-            let Some(next) = at.checked_add(mr::EXTEND_CHUNK) else { break };
-            at = next;
-        }
-        Ok(())
+        ranges::each_chunk(from, bytes, |at| self.exclusive(|| mr::extend(&self.transport, self.tdr(), at)))
     }
 
     /// Closes the measurement; the TD can run.

@@ -280,16 +280,23 @@ impl<F: HardwareWalked, M: TableMemory, X: HostOwned> Exclusive<'_, F, M, X> {
     /// [`TableError::ForeignObligation`]; and those of the walk.
     #[inline]
     pub fn merge(&mut self, at: GpaEntry, into: &mut Obligation) -> Result<(), TableError<X::Error>> {
+        if into.is_of(self.table.root)
+            && let Some(holder) = self.holder(at)
+            && let table = &*self.table
+            && let raw = table.word(holder, at.level(), at.gpa())
+            && let Some(below) = F::next(table.config, at.level(), raw)
+        {
+            // What is remembered is the table that holds `at`, and that stays.
+            let slot = table.slot_of(holder, at.level(), at.gpa(), raw);
+            return table.merge_alone(at, &slot, below, into);
+        }
         let table = self.forget();
         table.accepts(at, into)?;
         let slot = table.slot(at, false)?;
         let (Entry::Table { hpa, .. } | Entry::Closed { hpa, .. }) = slot.entry else {
             return Err(occupied(at, &slot));
         };
-        let (_, merged) = table.uniform(at, slot.raw, hpa)?;
-        table.publish_raw(&slot, merged | F::MMU_SETS);
-        table.shed(hpa, None, true, into);
-        Ok(())
+        table.merge_alone(at, &slot, hpa, into)
     }
 
     /// Takes the table at `at` out with everything below it, in constant time. It goes to `into` and needs a fence.
@@ -336,6 +343,21 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     #[inline]
     pub(super) fn unmapped(&self, at: GpaEntry, hpa: Hpa) -> Unmapped {
         Unmapped { root: self.root, hpa, level: at.level(), stamp: self.epoch.load(Ordering::Relaxed) }
+    }
+
+    /// Puts one page in the place of the table `below`, if its entries make one.
+    #[inline]
+    fn merge_alone(
+        &self,
+        at: GpaEntry,
+        slot: &Slot,
+        below: Hpa,
+        into: &mut Obligation,
+    ) -> Result<(), TableError<X::Error>> {
+        let (_, merged) = self.uniform(at, slot.raw, below)?;
+        self.publish_raw(slot, merged | F::MMU_SETS);
+        self.shed_since(self.epoch.load(Ordering::Relaxed), below, None, true, into);
+        Ok(())
     }
 
     /// Takes the table `child` out of `slot` with everything below it, and the tables above that this leaves empty.

@@ -278,10 +278,26 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// Adds a table without a TEE behind it: one that is empty or whose entries live on elsewhere, or, with `below`,
     /// a whole subtree whose first entry is `below`. `tlb` if an MMU may still have it cached.
     pub(super) fn shed(&self, table: Hpa, below: Option<GpaEntry>, tlb: bool, into: &mut Obligation) {
-        self.set_side(table, SideWord::Place, below.map_or(0, place::word));
+        self.shed_since(self.stamp(), table, below, tlb, into);
+    }
+
+    /// [`Self::shed`] at the number `stamp`, for whoever knows that no fence can be started meanwhile.
+    #[inline]
+    pub(super) fn shed_since(
+        &self,
+        stamp: u64,
+        table: Hpa,
+        below: Option<GpaEntry>,
+        tlb: bool,
+        into: &mut Obligation,
+    ) {
+        // A table is 0 there from when it was made.
+        if let Some(below) = below {
+            self.set_side(table, SideWord::Place, place::word(below));
+        }
         self.push(table, into);
         into.tlb |= tlb;
-        into.stamp = self.stamp();
+        into.stamp = stamp;
     }
 }
 

@@ -15,11 +15,15 @@ const USAGE: &str = "usage: replay [--allow-skips] [-v] [--audit] FILE...
   --audit        check every invariant after every call
   -v             name every sequence";
 
+/// First bytes of a gzip file.
+const GZIP: [u8; 2] = [0x1F, 0x8B];
+
 #[derive(Default)]
 struct Options {
     allow_skips: bool,
     verbose: bool,
     audit: bool,
+    help: bool,
     files: Vec<String>,
 }
 
@@ -30,19 +34,22 @@ fn options() -> Result<Options, String> {
             "--allow-skips" => options.allow_skips = true,
             "-v" => options.verbose = true,
             "--audit" => options.audit = true,
+            "-h" | "--help" => options.help = true,
             flag if flag.starts_with('-') => return Err(format!("unknown option {flag}")),
             _ => options.files.push(argument),
         }
     }
-    if options.files.is_empty() { Err("no trace given".to_owned()) } else { Ok(options) }
+    if options.files.is_empty() && !options.help { Err("no trace given".to_owned()) } else { Ok(options) }
 }
 
 fn replay(path: &str, options: &Options) -> Result<Tally, String> {
     let file = File::open(path).map_err(|error| error.to_string())?;
-    let reader: Box<dyn BufRead> = if path.ends_with(".gz") {
+    let mut file = BufReader::with_capacity(1 << 16, file);
+    let start = file.fill_buf().map_err(|error| error.to_string())?;
+    let reader: Box<dyn BufRead> = if start.starts_with(&GZIP) {
         Box::new(BufReader::with_capacity(1 << 16, MultiGzDecoder::new(file)))
     } else {
-        Box::new(BufReader::new(file))
+        Box::new(file)
     };
     let tell = |event: Event<'_>| match event {
         Event::Mismatch(mismatch) => println!("{path}: {mismatch}"),
@@ -65,6 +72,10 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if options.help {
+        println!("{USAGE}");
+        return ExitCode::SUCCESS;
+    }
     let mut total = Tally::default();
     let mut unreadable = false;
     for path in &options.files {

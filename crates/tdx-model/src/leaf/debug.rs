@@ -1,21 +1,22 @@
-//! MEM.RD and MEM.WR: eight bytes of a debug TD's memory. And EXPORT.UNBLOCKW, which gives write access back.
+//! MEM.RD and MEM.WR: eight bytes of a debug TD's memory.
 
 use crate::abi::{Operand, PAGE, Status, op_state, size_of_level};
 use crate::call::Ctx;
 use crate::lock::Mode;
+use crate::operand::Prologue;
 use crate::sept;
 use crate::session::{Point, Session};
-use crate::state::{Answer, Prologue, Slot, State};
+use crate::slot::Slot;
+use crate::state::{Answer, State};
 
 const RD: Prologue =
     Prologue { tdr: Mode::Shared, op_states: op_state::SEPT_ANY, levels: (0, 0), tree: Some(Mode::Shared) };
 const WR: Prologue = Prologue { op_states: op_state::MEM_WR, ..RD };
-const UNBLOCKW: Prologue = Prologue { op_states: op_state::UNBLOCKW, ..RD };
 
 /// Finds and locks the leaf that maps the operand's address; returns the page's eight bytes with it.
 fn open(s: &mut Session<'_>, c: &mut Ctx, p: &Prologue, states: u16) -> Answer<(Slot, u64)> {
     let td = s.open_td(c, c.regs.rdx, p)?;
-    if !s.td(td).debug {
+    if !s.td(td).debug() {
         return Err(Status::TD_NON_DEBUG);
     }
     let gpa = c.regs.rcx;
@@ -26,10 +27,7 @@ fn open(s: &mut Session<'_>, c: &mut Ctx, p: &Prologue, states: u16) -> Answer<(
     if !s.td(td).is_private(gpa) {
         return Err(Status::OPERAND_INVALID.of(Operand::Rcx));
     }
-    let slot = s.walk(td, gpa & !(PAGE - 1), 0);
-    if slot.entry & sept::LEAF == 0 {
-        return Err(s.details(c, &slot, Status::EPT_ENTRY_NOT_PRESENT));
-    }
+    let slot = s.walk_to_leaf(c, td, gpa)?;
     let slot = s.lock_entry(c, slot)?;
     s.pause(c, Point::Locked);
     s.allow_state(c, &slot, states)?;
@@ -56,23 +54,5 @@ pub(super) fn wr(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     c.out.r8 = word(s, at);
     let key = s.td(slot.td).hkid;
     s.mem.write_bytes(at, &c.regs.r8.to_le_bytes(), key);
-    Ok(())
-}
-
-/// TDH.EXPORT.UNBLOCKW: RCX GPA, RDX TDR. A busy entry is not described.
-pub(super) fn unblockw(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
-    let slot = s.open_entry(c, &UNBLOCKW).inspect_err(|&status| {
-        if status == Status::OPERAND_BUSY.of(Operand::Rcx) {
-            (c.out.rcx, c.out.rdx) = (0, 0);
-        }
-    })?;
-    s.pause(c, Point::Locked);
-    s.allow_state(c, &slot, sept::WRITE_BLOCKED)?;
-    s.set_entry(&slot, sept::write_unblocked(slot.entry));
-    Ok(())
-}
-
-/// TDH.MNG.KEY.RECLAIMID: does nothing, for compatibility.
-pub(super) const fn reclaim_id(_: &mut State, _: &mut Ctx) -> Answer {
     Ok(())
 }

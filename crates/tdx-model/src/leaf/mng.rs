@@ -1,19 +1,15 @@
 //! MNG.* and MR.*: a TD is created, keyed, initialised, measured and torn down.
 
-use crate::abi::{Lifecycle, NULL_PA, Operand, PAGE, PageType, Status, op_state};
+use crate::abi::{Lifecycle, Operand, PAGE, PageType, Status, op_state};
 use crate::call::Ctx;
+use crate::l2;
 use crate::lock::Mode;
 use crate::memory::fold;
 use crate::sept::{self, EntryState};
 use crate::session::{Point, Session};
-use crate::state::{Answer, KeyState};
+use crate::state::{Answer, KeyState, State};
 use crate::td::{MAX_TDCX, MIN_TDCX, ROOT_TDCX, Td};
-
-/// Bytes of TD_PARAMS.
-const TD_PARAMS: u64 = 1024;
-
-/// ATTRIBUTES: no #VE for pending pages.
-const SEPT_VE_DISABLE: u64 = 1 << 28;
+use crate::td_params::{TD_PARAMS, TdParams};
 
 /// TDH.MNG.CREATE: RCX page, RDX key id.
 pub(super) fn create(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
@@ -24,7 +20,7 @@ pub(super) fn create(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
         return Err(Status::OPERAND_INVALID.of(Operand::Rdx));
     }
     s.new_page(c, page, Operand::Rcx)?;
-    s.lock_key_table(c)?;
+    s.lock_key_table(c, Mode::Exclusive)?;
     s.pause(c, Point::Commit);
     if s.keys[hkid as usize] != KeyState::Free {
         return Err(Status::HKID_NOT_FREE);
@@ -68,7 +64,7 @@ pub(super) fn key_config(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     Ok(())
 }
 
-/// TDH.MNG.ADDCX: RCX page, RDX TDR. The fourth page becomes the S-EPT root.
+/// TDH.MNG.ADDCX: RCX page, RDX TDR. The fourth page becomes the S-EPT root, the seventh and later ones those of L2 VMs.
 pub(super) fn add_cx(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let (page, tdr) = (c.regs.rcx, c.regs.rdx);
     let td = s.tdr_operand(c, tdr, Operand::Rdx, Mode::Exclusive)?;
@@ -80,13 +76,15 @@ pub(super) fn add_cx(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     s.new_page(c, page, Operand::Rcx)?;
     s.pause(c, Point::Commit);
     s.donated(page, 1, key);
-    if number == ROOT_TDCX {
-        s.td_mut(td).root = s.mem.new_table(page, sept::FREE, key);
-    } else {
+    // The page is written before the last check.
+    if number >= MIN_TDCX && s.td(td).op_state != op_state::UNINITIALIZED {
         s.mem.write(page, 0, key);
+        return Err(Status::OP_STATE_INCORRECT);
     }
-    if number >= MIN_TDCX {
-        s.allow_op_state(td, op_state::FRESH)?;
+    match number {
+        ROOT_TDCX => s.td_mut(td).root = s.mem.new_table(page, sept::FREE, key),
+        MIN_TDCX..MAX_TDCX => s.td_mut(td).l2_roots[number - MIN_TDCX] = s.mem.new_table(page, l2::FREE, key),
+        _ => s.mem.write(page, 0, key),
     }
     let cfg = s.cfg.clone();
     s.mem.pamt_assign(&cfg, page, 0, PageType::Tdcx, tdr);
@@ -105,98 +103,34 @@ pub(super) fn init(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     if !s.cfg.shared_operand(at, TD_PARAMS) {
         return Err(Status::OPERAND_INVALID.of(Operand::Rdx));
     }
-    let at = at & !s.cfg.hkid.mask();
-    let bytes = s.mem.read_bytes(at & !(PAGE - 1));
+    let bytes = s.shared_page(at);
     let params = TdParams::read(&bytes[(at % PAGE) as usize..][..TD_PARAMS as usize]);
-    params.check(s.cfg.max_pa_bits)?;
+    params.check(s.cfg.max_pa_bits, s.td(td).tdcx.len())?;
     s.pause(c, Point::Commit);
     let domain = s.td_mut(td);
-    domain.debug = params.attributes & 1 != 0;
-    domain.pending_ve_disable = params.attributes & SEPT_VE_DISABLE != 0;
-    domain.max_vcpus = params.max_vcpus;
+    domain.controls = params.controls();
+    domain.num_l2_vms = params.num_l2_vms;
     domain.gpaw = params.config_flags & 1 != 0;
     domain.root_level = params.root_level();
     domain.op_state = op_state::INITIALIZED;
+    domain.num_vcpus = 0;
     domain.td_epoch = 1;
     domain.refcount = [0; 2];
     Ok(())
 }
 
-/// The fields of TD_PARAMS the model looks at.
-struct TdParams {
-    attributes: u64,
-    xfam: u64,
-    max_vcpus: u16,
-    num_l2_vms: u8,
-    eptp_controls: u64,
-    config_flags: u64,
-    tsc_frequency: u16,
-    reserved_clear: bool,
-}
-
-impl TdParams {
-    /// Reads the little-endian structure.
-    fn read(bytes: &[u8]) -> Self {
-        let number = |at: usize, size: usize| {
-            bytes[at..at + size].iter().rev().fold(0, |value: u64, &byte| value << 8 | u64::from(byte))
-        };
-        let clear = |range: core::ops::Range<usize>| bytes[range].iter().all(|&byte| byte == 0);
-        Self {
-            attributes: number(0, 8),
-            xfam: number(8, 8),
-            max_vcpus: number(16, 2) as u16,
-            num_l2_vms: bytes[18],
-            eptp_controls: number(24, 8),
-            config_flags: number(32, 8),
-            tsc_frequency: number(40, 2) as u16,
-            reserved_clear: clear(19..24) && clear(42..80) && clear(232..256),
-        }
-    }
-
-    const fn root_level(&self) -> u8 {
-        (self.eptp_controls >> 3 & 7) as u8
-    }
-
-    /// The checks in the order of the ABI.
-    fn check(&self, max_pa_bits: u32) -> Answer {
-        /// Debug, SEPT_VE_DISABLE, protection keys, key locker, performance monitoring.
-        const ATTRIBUTES: u64 = 1 | SEPT_VE_DISABLE | 1 << 30 | 1 << 31 | 1 << 63;
-        /// x87 and SSE are needed; AVX, AVX-512, PT, PK, CET, ULI, LBR, AMX are possible.
-        const XFAM: (u64, u64) = (0x3, 0x6_DBE7);
-        /// GPAW, flexible pending #VE, no RBP modification.
-        const CONFIG_FLAGS: u64 = 7;
-        const MAX_VCPUS: u16 = 576;
-        let wide = self.config_flags & 1 != 0;
-        let level = self.root_level();
-        let eptp_valid =
-            self.eptp_controls & !0x38 == 6 && (level == 4 && max_pa_bits >= 49 || level == 3 && !wide);
-        let checks = [
-            (self.attributes & !ATTRIBUTES == 0, Operand::Attributes),
-            (self.xfam & XFAM.0 == XFAM.0 && self.xfam & !XFAM.1 == 0, Operand::Xfam),
-            ((1..=MAX_VCPUS).contains(&self.max_vcpus), Operand::MaxVcpus),
-            (self.num_l2_vms == 0, Operand::NumL2Vms),
-            (self.reserved_clear, Operand::Rdx),
-            (self.config_flags & !CONFIG_FLAGS == 0, Operand::ConfigFlags),
-            (eptp_valid, Operand::EptpControls),
-            ((4..=400).contains(&self.tsc_frequency), Operand::TscFrequency),
-        ];
-        match checks.into_iter().find(|&(holds, _)| !holds) {
-            Some((_, operand)) => Err(Status::OPERAND_INVALID.of(operand)),
-            None => Ok(()),
-        }
-    }
-}
-
 /// TDH.MNG.VPFLUSHDONE: no vCPU of the TD is associated any more; its key can be flushed.
 pub(super) fn vp_flush_done(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let td = s.tdr_operand(c, c.regs.rcx, Operand::Rcx, Mode::Exclusive)?;
+    s.lock_key_table(c, Mode::Exclusive)?;
     s.pause(c, Point::Commit);
     let packages = s.cfg.packages;
     let domain = s.td_mut(td);
     if !matches!(domain.lifecycle, Lifecycle::HkidAssigned | Lifecycle::KeysConfigured) {
         return Err(Status::LIFECYCLE_STATE_INCORRECT);
     }
-    if domain.vcpus.iter().any(|vcpu| vcpu.lp.is_some()) {
+    let initialized = domain.op_state != op_state::UNINITIALIZED;
+    if initialized && domain.vcpus.iter().any(|vcpu| vcpu.lp.is_some()) {
         return Err(Status::FLUSHVP_NOT_DONE);
     }
     domain.lifecycle = Lifecycle::Blocked;
@@ -211,6 +145,7 @@ pub(super) fn key_free_id(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     if s.td(td).lifecycle != Lifecycle::Blocked {
         return Err(Status::LIFECYCLE_STATE_INCORRECT);
     }
+    s.lock_key_table(c, Mode::Exclusive)?;
     s.pause(c, Point::Commit);
     let key = usize::from(s.td(td).hkid);
     if s.keys[key] != KeyState::Flushing(0) {
@@ -221,41 +156,8 @@ pub(super) fn key_free_id(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     Ok(())
 }
 
-/// TDH.MNG.RD: a metadata field of a TD.
-pub(super) fn rd(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
-    let td = s.tdr_operand(c, c.regs.rcx, Operand::Rcx, Mode::Shared)?;
-    let field = c.regs.rdx;
-    if c.version == 1 {
-        c.out.rdx = NULL_PA;
-    }
-    c.out.r8 = 0;
-    let domain = s.td(td);
-    let of_tdr = match field {
-        0x8010_0000_0000_0001 => Some(u64::from(domain.fatal)),
-        0x8010_0003_0000_0004 => Some(domain.chldcnt),
-        0x8010_0002_0000_0002 => Some(domain.tdcx.len() as u64),
-        0x8010_0002_0000_0005 => Some(domain.lifecycle as u64),
-        0x8110_0001_0000_0001 => Some(u64::from(domain.hkid)),
-        _ => None,
-    };
-    if let Some(value) = of_tdr {
-        c.out.r8 = value;
-        return Ok(());
-    }
-    s.ready(td)?;
-    s.lock_op_state(c, td, op_state::ANY)?;
-    s.pause(c, Point::Commit);
-    let domain = s.td(td);
-    c.out.r8 = match field {
-        0x9210_0003_0000_0000 => domain.td_epoch,
-        0x9210_0001_0000_0001 => u64::from(domain.refcount[0]),
-        0x9210_0001_0000_0002 => u64::from(domain.refcount[1]),
-        0x9010_0002_0000_0004 => u64::from(domain.op_state),
-        0x9010_0001_0000_0005 => 0,
-        0x1110_0000_0000_0003 => u64::from(domain.gpaw),
-        0x1110_0003_0000_0004 => 6 | u64::from(domain.root_level) << 3,
-        _ => return Err(Status::METADATA_FIELD_ID_INCORRECT),
-    };
+/// TDH.MNG.KEY.RECLAIMID: does nothing, for compatibility.
+pub(super) const fn reclaim_id(_: &mut State, _: &mut Ctx) -> Answer {
     Ok(())
 }
 
@@ -269,10 +171,7 @@ pub(super) fn mr_extend(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
         return Err(Status::OPERAND_INVALID.of(Operand::Rcx));
     }
     s.pause(c, Point::Commit);
-    let slot = s.walk(td, gpa & !(PAGE - 1), 0);
-    if slot.entry & sept::LEAF == 0 {
-        return Err(s.details(c, &slot, Status::EPT_ENTRY_NOT_PRESENT));
-    }
+    let slot = s.walk_to_leaf(c, td, gpa)?;
     if slot.state() != EntryState::Mapped {
         return Err(Status::EPT_ENTRY_NOT_PRESENT);
     }
@@ -290,7 +189,7 @@ pub(super) fn mr_finalize(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     s.allow_op_state(td, op_state::BUILD)?;
     s.pause(c, Point::Commit);
     let domain = s.td_mut(td);
-    if !domain.vcpus.iter().any(|vcpu| vcpu.initialized) {
+    if domain.num_vcpus == 0 {
         return Err(Status::NO_VCPUS);
     }
     domain.op_state = op_state::RUNNABLE;

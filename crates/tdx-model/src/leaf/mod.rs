@@ -5,6 +5,8 @@
 
 mod debug;
 mod dpamt;
+mod export;
+mod metadata;
 mod mng;
 mod page;
 mod phymem;
@@ -17,6 +19,7 @@ mod sys;
 pub(crate) mod sysinit;
 #[cfg(test)]
 mod table_tests;
+mod tdmr;
 pub(crate) mod vp;
 
 use seamcall::Regs;
@@ -35,6 +38,11 @@ impl Session<'_> {
     /// Executes one SEAMCALL on logical processor `lp`.
     pub(crate) fn seamcall(&mut self, lp: u32, regs: Regs) -> Regs {
         let mut c = Ctx::new(lp, regs);
+        if self.is_halted() {
+            c.out.rax = Status::VM_FAIL_INVALID.0;
+            return c.out;
+        }
+        self.meet_faults(&regs);
         let status = match self.dispatch(&mut c) {
             Ok(()) => Status::SUCCESS,
             Err(status) => status,
@@ -51,7 +59,7 @@ impl Session<'_> {
         if c.version != 0 && !self.multi_version(leaf) {
             return Err(invalid);
         }
-        self.admit(c.lp, leaf)?;
+        self.admit(leaf)?;
         if let Some(status) = self.faults.strike(c.leaf) {
             if status != Status::INTERRUPTED_RESTARTABLE {
                 clear_outputs(c, leaf);
@@ -59,14 +67,22 @@ impl Session<'_> {
             return Err(status);
         }
         clear_outputs(c, leaf);
+        if !self.knows_processor(c.lp, leaf) {
+            return Err(Status::SYS_LP_INIT_NOT_DONE);
+        }
         if c.version > 1 {
             return Err(invalid);
         }
         self.run(c, leaf)
     }
 
-    /// The module is in a state in which it executes the leaf on this processor.
-    fn admit(&self, lp: u32, leaf: Leaf) -> Answer {
+    /// LP.INIT was made on the processor, or is not needed.
+    fn knows_processor(&self, lp: u32, leaf: Leaf) -> bool {
+        matches!(leaf, Leaf::SysInit | Leaf::SysLpInit | Leaf::SysLpShutdown) || self.system.knows(lp)
+    }
+
+    /// The module is in a state in which it executes the leaf.
+    fn admit(&self, leaf: Leaf) -> Answer {
         let always = matches!(
             leaf,
             Leaf::SysInfo
@@ -83,14 +99,13 @@ impl Session<'_> {
             _ if !always => return Err(Status::SYS_NOT_READY),
             _ => {}
         }
-        let without_processor = matches!(leaf, Leaf::SysInit | Leaf::SysLpInit | Leaf::SysLpShutdown);
-        if without_processor || self.system.knows(lp) { Ok(()) } else { Err(Status::SYS_LP_INIT_NOT_DONE) }
+        Ok(())
     }
 
     fn multi_version(&self, leaf: Leaf) -> bool {
         match leaf {
-            Leaf::PagePromote | Leaf::SeptAdd | Leaf::SeptRemove | Leaf::MngRd => true,
-            Leaf::VpInit => self.cfg.profile.version == ModuleVersion::V2_0_08,
+            Leaf::PagePromote | Leaf::SeptAdd | Leaf::SeptRemove | Leaf::MngRd | Leaf::VpRd => true,
+            Leaf::VpInit | Leaf::SysInit => self.cfg.profile.version == ModuleVersion::V2_0_08,
             _ => false,
         }
     }
@@ -108,16 +123,20 @@ impl Session<'_> {
             Leaf::MngKeyConfig => mng::key_config(self, c),
             Leaf::MngCreate => mng::create(self, c),
             Leaf::VpCreate => vp::create(self, c),
-            Leaf::MngRd => mng::rd(self, c),
+            Leaf::MngRd => metadata::td(self, c, false),
+            Leaf::MngWr => metadata::td(self, c, true),
+            Leaf::VpRd => metadata::vcpu(self, c, false),
+            Leaf::VpWr => metadata::vcpu(self, c, true),
             Leaf::MemRd => debug::rd(self, c),
             Leaf::MemWr => debug::wr(self, c),
-            Leaf::MngKeyReclaimId => debug::reclaim_id(self, c),
-            Leaf::ExportUnblockw => debug::unblockw(self, c),
+            Leaf::MngKeyReclaimId => mng::reclaim_id(self, c),
+            Leaf::ExportBlockw => export::blockw(self, c),
+            Leaf::ExportUnblockw => export::unblockw(self, c),
             Leaf::SysKeyConfig => sysinit::key_config(self, c),
             Leaf::SysInit => sysinit::init(self, c),
             Leaf::SysLpInit => sysinit::lp_init(self, c),
             Leaf::SysTdmrInit => sysinit::tdmr_init(self, c),
-            Leaf::SysLpShutdown => sysinit::lp_shutdown(self, c),
+            Leaf::SysLpShutdown => sysinit::lp_shutdown(),
             Leaf::SysConfig => sysinit::config(self, c),
             Leaf::SysShutdown => sysinit::shutdown(self, c),
             Leaf::PageDemote => resize::demote(self, c),
@@ -157,9 +176,25 @@ const fn clear_outputs(c: &mut Ctx, leaf: Leaf) {
             c.out.r10 = 0;
             c.out.r11 = 0;
         }
-        Leaf::MemRd | Leaf::MemWr => {
+        Leaf::MemRd | Leaf::MemWr | Leaf::SysLpInit => {
             c.out.rcx = 0;
             c.out.rdx = 0;
+            c.out.r8 = 0;
+        }
+        Leaf::SysInit => {
+            c.out.rcx = 0;
+            c.out.rdx = 0;
+            c.out.r8 = 0;
+            c.out.r9 = 0;
+            c.out.r10 = 0;
+        }
+        Leaf::SysTdmrInit => c.out.rdx = 0,
+        Leaf::SysInfo => {
+            c.out.rdx = 0;
+            c.out.r9 = 0;
+        }
+        Leaf::SysRd => {
+            c.out.rdx = NULL_PA;
             c.out.r8 = 0;
         }
         Leaf::SeptAdd
@@ -180,6 +215,12 @@ const fn clear_outputs(c: &mut Ctx, leaf: Leaf) {
         }
         _ => {}
     }
+    if matches!(leaf, Leaf::MngRd | Leaf::MngWr | Leaf::VpRd | Leaf::VpWr) {
+        c.out.r8 = 0;
+        if c.version > 0 {
+            c.out.rdx = NULL_PA;
+        }
+    }
     if c.version > 0 && matches!(leaf, Leaf::PagePromote | Leaf::SeptRemove) {
         c.out.r9 = NULL_PA;
         c.out.r10 = NULL_PA;
@@ -198,10 +239,30 @@ fn handle_and_flag(rdx: u64) -> Answer<(u64, bool)> {
     Ok((rdx & !1, rdx & 1 != 0))
 }
 
+/// The register in which the page of L2 VM `vm` comes back.
+const fn l2_output(c: &mut Ctx, vm: usize) -> &mut u64 {
+    match vm {
+        1 => &mut c.out.r9,
+        2 => &mut c.out.r10,
+        _ => &mut c.out.r11,
+    }
+}
+
 /// Bit 62 of a returned page: its PAMT page pair has no more use.
 const EMPTY_PAIR_HINT: u64 = 1 << 62;
 
 impl State {
+    /// Whether the module has stopped for good.
+    pub(crate) fn is_halted(&self) -> bool {
+        self.system.state == SysState::Halted
+    }
+
+    /// The module meets what must not be. It answers nothing any more: SEAMCALL ends with VMfailInvalid.
+    fn halt(&mut self) -> Status {
+        self.system.state = SysState::Halted;
+        Status::VM_FAIL_INVALID
+    }
+
     /// Frees the page in the PAMT and returns its address as the host is told it.
     fn free_page(&mut self, leaf: Leaf, hpa: u64, level: u8) -> u64 {
         let cfg = self.cfg.clone();
@@ -210,5 +271,12 @@ impl State {
         }
         let empty = self.mem.pamt_free(&cfg, hpa, level);
         if empty && cfg.profile.removed_page_hint { hpa | EMPTY_PAIR_HINT } else { hpa }
+    }
+
+    /// Frees the page of a table of the TD.
+    fn free_table(&mut self, leaf: Leaf, td: usize, page: u64) -> u64 {
+        self.mem.drop_table(page);
+        self.td_mut(td).chldcnt -= 1;
+        self.free_page(leaf, page, 0)
     }
 }

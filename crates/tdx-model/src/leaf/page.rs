@@ -2,11 +2,14 @@
 
 use crate::abi::{Leaf, Operand, PAGE, PageType, Status, op_state, size_of_level};
 use crate::call::Ctx;
+use crate::l2;
 use crate::lock::Mode;
 use crate::memory::fold;
+use crate::operand::Prologue;
 use crate::sept;
 use crate::session::{Point, Session};
-use crate::state::{Answer, Prologue, Slot, State};
+use crate::slot::Slot;
+use crate::state::{Answer, State};
 use crate::violation::ViolationKind;
 
 const ADD: Prologue =
@@ -44,8 +47,11 @@ pub(super) fn add(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     s.pause(c, Point::Commit);
     let key = s.td(td).hkid;
     s.donated(page, 1, key);
-    let source = source & !s.cfg.hkid.mask();
-    s.mem.copy(source, page, key);
+    s.copy_shared(source, page, key);
+    // The TD is held exclusively, so nobody can be at work on the entry.
+    if s.mem.table(slot.table)[slot.index] & s.lock_bit() != 0 {
+        return Err(s.halt());
+    }
     take(s, &slot, page, 0);
     let entry = sept::MAPPED | page | s.entry_key(td);
     s.set_entry(&slot, entry);
@@ -86,8 +92,11 @@ pub(super) fn remove(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     s.implicit_page(c, page, level, Operand::Rcx, Mode::Exclusive)?;
     s.require_tracking(c, &slot, page, level)?;
     s.pause(c, Point::Commit);
-    let importing = op_state::within(s.td(slot.td).op_state, op_state::IMPORTING);
-    s.set_entry(&slot, if importing { sept::REMOVED } else { sept::FREE });
+    s.for_aliases(&slot, |_| l2::FREE);
+    let td = s.td(slot.td);
+    let importing = op_state::within(td.op_state, op_state::IMPORTING);
+    let removed = if importing { sept::removed(td.migration.epoch) } else { sept::FREE };
+    s.set_entry(&slot, removed);
     s.td_mut(slot.td).chldcnt -= size_of_level(level) / PAGE;
     c.out.rcx = s.free_page(Leaf::PageRemove, page, level);
     Ok(())
@@ -117,7 +126,11 @@ pub(super) fn relocate(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
         s.mem.copy(old, new, key);
     }
     take(s, &slot, new, 0);
-    let kept = slot.entry & !s.cfg.address_mask() | new;
+    let mask = s.cfg.address_mask();
+    let moved = |entry: u64| entry & !mask | new;
+    let pending = slot.state().any_pending();
+    s.for_aliases(&slot, |entry| if pending { moved(entry) } else { l2::unblocked(moved(entry)) });
+    let kept = moved(slot.entry);
     s.set_entry(&slot, if slot.state().any_blocked() { sept::unblocked(kept) } else { kept });
     c.out.rcx = s.free_page(Leaf::PageRelocate, old, 0);
     Ok(())

@@ -89,6 +89,8 @@ pub(super) fn page_wbinvd(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
 }
 
 /// TDH.PHYMEM.CACHE.WB: writes back all lines of the keys whose TDs are blocked, on this package.
+///
+/// RCX 0 starts, with the keys that wait now; 1 goes on after an interrupt. The cache is written back piece by piece.
 pub(super) fn cache_wb(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let package = c.lp % s.cfg.packages;
     let index = package as usize;
@@ -96,28 +98,33 @@ pub(super) fn cache_wb(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
         return Err(Status::OPERAND_INVALID.of(Operand::Rcx));
     }
     s.lock_write_back(c, index)?;
-    match c.regs.rcx {
-        0 => s.wb_interrupted[index] = false,
-        1 if s.wb_interrupted[index] => {}
-        _ => return Err(Status::WBCACHE_RESUME_ERROR),
-    }
-    s.lock_key_table(c)?;
+    s.lock_key_table(c, Mode::Shared)?;
     s.pause(c, Point::Commit);
-    let waiting =
-        |key: &KeyState| matches!(key, KeyState::Flushing(packages) if packages & 1 << package != 0);
-    if !s.keys.iter().any(waiting) {
-        return Err(Status::NO_HKID_READY_TO_WBCACHE);
+    if c.regs.rcx == 0 {
+        let flushing = |&(_, key): &(u16, &KeyState)| matches!(key, KeyState::Flushing(_));
+        let keys: Vec<u16> = (0..).zip(&s.keys).filter(flushing).map(|(number, _)| number).collect();
+        s.write_backs[index].done = 0;
+        if keys.is_empty() {
+            return Err(Status::NO_HKID_READY_TO_WBCACHE);
+        }
+        s.write_backs[index].keys = keys;
+    } else if s.write_backs[index].done == 0 {
+        return Err(Status::WBCACHE_RESUME_ERROR);
     }
-    if s.faults.host_poll() {
-        s.wb_interrupted[index] = true;
-        return Err(Status::INTERRUPTED_RESUMABLE);
+    let pieces = s.cfg.cache_sub_blocks;
+    loop {
+        s.write_backs[index].done += 1;
+        if s.write_backs[index].done >= pieces {
+            break;
+        }
+        if s.faults.host_poll() {
+            return Err(Status::INTERRUPTED_RESUMABLE);
+        }
     }
-    s.wb_interrupted[index] = false;
+    s.write_backs[index].done = 0;
     let mut clean = Vec::new();
-    for (number, key) in (0u16..).zip(&mut s.keys) {
-        if let KeyState::Flushing(packages) = key
-            && *packages & 1 << package != 0
-        {
+    for number in s.write_backs[index].keys.clone() {
+        if let KeyState::Flushing(packages) = &mut s.keys[usize::from(number)] {
             *packages &= !(1 << package);
             if *packages == 0 {
                 clean.push(number);

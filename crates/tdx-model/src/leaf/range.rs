@@ -2,10 +2,12 @@
 
 use crate::abi::{Operand, Status, op_state};
 use crate::call::Ctx;
+use crate::l2;
 use crate::lock::Mode;
+use crate::operand::{Prologue, TOP};
 use crate::sept;
 use crate::session::{Point, Session};
-use crate::state::{Answer, Prologue, TOP};
+use crate::state::Answer;
 
 const RANGE: Prologue = Prologue {
     tdr: Mode::Shared,
@@ -14,7 +16,8 @@ const RANGE: Prologue = Prologue {
     tree: Some(Mode::Exclusive),
 };
 
-/// TDH.MEM.RANGE.BLOCK: takes access away and stamps the page with the epoch. No PAMT lock is taken.
+/// TDH.MEM.RANGE.BLOCK: takes access away, from L2 VMs too, and stamps the page with the epoch. No PAMT lock is
+/// taken.
 pub(super) fn block(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let slot = s.open_entry(c, &RANGE)?;
     s.pause(c, Point::Locked);
@@ -24,6 +27,8 @@ pub(super) fn block(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     s.allow_state(c, &slot, sept::BLOCK)?;
     s.pause(c, Point::Commit);
     s.set_entry(&slot, sept::blocked(slot.entry, slot.level));
+    let write_blocked = slot.state().any_write_blocked();
+    s.for_aliases(&slot, |entry| l2::blocked(entry, write_blocked));
     let (page, level) = s.page_of(&slot);
     let (cfg, epoch) = (s.cfg.clone(), s.td(slot.td).td_epoch);
     s.mem.entry_mut(&cfg, page, level).bepoch = epoch;
@@ -43,6 +48,10 @@ pub(super) fn unblock(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
         return Err(Status::TLB_TRACKING_NOT_DONE.of(operand));
     }
     s.pause(c, Point::Commit);
+    // The L2 entries first: what the L1 entry allows, they may allow.
+    if !slot.state().any_pending() {
+        s.for_aliases(&slot, l2::unblocked);
+    }
     s.set_entry(&slot, sept::unblocked(slot.entry));
     Ok(())
 }

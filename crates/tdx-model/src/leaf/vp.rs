@@ -5,15 +5,18 @@
 
 use crate::abi::{Lifecycle, Operand, PageType, Status, op_state};
 use crate::call::Ctx;
+use crate::guest::EPT_VIOLATION;
 use crate::lock::Mode;
 use crate::session::{Point, Session};
 use crate::state::{Answer, State};
-use crate::td::{VCPU_TDCX, Vcpu};
+use crate::td::{MAX_VCPU_TDCX, Vcpu};
 
 /// VM exit reason "external interrupt".
 const EXTERNAL_INTERRUPT: u64 = 1;
-/// Flags beside the address in VP.ENTER's RCX.
-const ENTER_FLAGS: u64 = 3 << 52;
+/// Flags beside the address in VP.ENTER's RCX: the host says that trying again may help; resume L1.
+const RECOVERABILITY_HINT: u64 = 1 << 52;
+const RESUME_L1: u64 = 1 << 53;
+const ENTER_RESERVED: u64 = !0x003F_FFFF_FFFF_F000;
 
 const fn handle(td: usize, vcpu: usize) -> u64 {
     (td as u64) << 32 | vcpu as u64
@@ -30,24 +33,49 @@ impl State {
         Some(((value >> 32) as usize, value as u32 as usize))
     }
 
-    fn tdvpr_operand(&mut self, c: &mut Ctx, page: u64, op: Operand, mode: Mode) -> Answer<(usize, usize)> {
+    pub(super) fn tdvpr_operand(
+        &mut self,
+        c: &mut Ctx,
+        page: u64,
+        op: Operand,
+        mode: Mode,
+    ) -> Answer<(usize, usize)> {
+        self.tdvpr_and_td(c, page, op, mode, Mode::Shared)
+    }
+
+    fn tdvpr_and_td(
+        &mut self,
+        c: &mut Ctx,
+        page: u64,
+        op: Operand,
+        mode: Mode,
+        tdr_mode: Mode,
+    ) -> Answer<(usize, usize)> {
         self.page_operand(c, page, 0, op, PageType::Tdvpr, mode)?;
         let value = self.mem.cell(page).value();
         let (td, vcpu) = ((value >> 32) as usize, value as u32 as usize);
         let tdr = self.td(td).tdr;
-        self.implicit_page(c, tdr, 0, Operand::Tdr, Mode::Shared)?;
+        self.implicit_page(c, tdr, 0, Operand::Tdr, tdr_mode)?;
         Ok((td, vcpu))
     }
 
-    fn may_enter(&self, lp: u32, td: usize, vcpu: usize) -> Answer {
-        let cpu = &self.td(td).vcpus[vcpu];
-        if !cpu.initialized {
+    /// Associates the vCPU with the logical processor, if it is not another's. A vCPU in guest mode is not ready for it.
+    /// Says whether the association is new: then nothing of it can be cached there.
+    pub(super) fn associate(
+        &mut self,
+        lp: u32,
+        td: usize,
+        vcpu: usize,
+        allow_disabled: bool,
+    ) -> Answer<bool> {
+        let cpu = &mut self.td_mut(td).vcpus[vcpu];
+        if !cpu.initialized || cpu.inside || cpu.disabled && !allow_disabled {
             return Err(Status::VCPU_STATE_INCORRECT);
         }
-        if cpu.inside || cpu.lp.is_some_and(|associated| associated != lp) {
+        if cpu.lp.is_some_and(|associated| associated != lp) {
             return Err(Status::VCPU_ASSOCIATED);
         }
-        Ok(())
+        Ok(cpu.lp.replace(lp).is_none())
     }
 
     /// The vCPU leaves guest mode.
@@ -58,7 +86,10 @@ impl State {
         cpu.kicked = false;
         let tdvpr = cpu.tdvpr;
         let parity = (cpu.epoch & 1) as usize;
-        domain.refcount[parity] -= 1;
+        // The module does not look into a TD that is lost.
+        if !domain.fatal {
+            domain.refcount[parity] -= 1;
+        }
         let cfg = self.cfg.clone();
         self.mem.pamt_unlock(&cfg, tdr, 0, Mode::Shared);
         self.mem.pamt_unwalk(&cfg, tdvpr, 0, Mode::Shared);
@@ -68,26 +99,49 @@ impl State {
 impl Session<'_> {
     /// Enters the vCPU: on success it is in guest mode and keeps its two page locks.
     pub(crate) fn enter_vcpu(&mut self, c: &mut Ctx) -> Answer<(usize, usize)> {
-        let page = c.regs.rcx & !ENTER_FLAGS;
+        let invalid = Status::OPERAND_INVALID.of(Operand::Rcx);
+        if c.regs.rcx & ENTER_RESERVED != 0 {
+            return Err(invalid);
+        }
+        let page = c.regs.rcx & !(RECOVERABILITY_HINT | RESUME_L1);
         let (td, vcpu) = self.tdvpr_operand(c, page, Operand::Rcx, Mode::Shared)?;
         self.ready(td)?;
         self.lock_op_state(c, td, op_state::ENTER)?;
-        self.may_enter(c.lp, td, vcpu)?;
+        if !self.td(td).has_pages(vcpu) {
+            return Err(Status::TDCX_NUM_INCORRECT);
+        }
+        let new = self.associate(c.lp, td, vcpu, false)?;
+        let hinted = c.regs.rcx & RECOVERABILITY_HINT != 0;
+        // There is no guest in an L2 VM here, so nothing to resume L1 from.
+        if hinted && !self.td(td).vcpus[vcpu].left_by_trap || c.regs.rcx & RESUME_L1 != 0 {
+            return Err(invalid);
+        }
         self.lock_epoch(c, td, Mode::Shared)?;
         self.pause(c, Point::Commit);
+        if !self.td(td).vcpus[vcpu].stepped_pages.is_empty() {
+            // A guest that may be stepped: nobody changes the tree while the module looks at it.
+            self.lock_tree(c, td, Mode::Exclusive)?;
+            let epoch = self.td(td).td_epoch;
+            self.td_mut(td).vcpus[vcpu].epoch = epoch;
+            if let Some(page) = self.stepping_at(td, vcpu) {
+                c.out = seamcall::Regs { rcx: 2, r8: page, ..seamcall::Regs::default() };
+                return Err(Status(EPT_VIOLATION));
+            }
+        }
         // Another processor may have tried the same vCPU: only one of them wins.
-        self.may_enter(c.lp, td, vcpu)?;
-        let lp = c.lp;
+        if self.td(td).vcpus[vcpu].inside {
+            return Err(Status::VCPU_STATE_INCORRECT);
+        }
         let domain = self.td_mut(td);
         let epoch = domain.td_epoch;
         domain.refcount[(epoch & 1) as usize] += 1;
         let cpu = &mut domain.vcpus[vcpu];
-        if cpu.epoch != epoch || cpu.lp.is_none() {
+        if cpu.epoch != epoch || new {
             cpu.translations.flush();
         }
-        cpu.lp = Some(lp);
         cpu.epoch = epoch;
         cpu.inside = true;
+        cpu.left_by_trap = false;
         c.keep_pages();
         Ok((td, vcpu))
     }
@@ -129,7 +183,7 @@ pub(super) fn add_cx(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     if s.td(td).vcpus[vcpu].initialized {
         return Err(Status::VCPU_STATE_INCORRECT);
     }
-    if s.td(td).vcpus[vcpu].tdcx.len() == VCPU_TDCX {
+    if s.td(td).vcpus[vcpu].tdcx.len() >= MAX_VCPU_TDCX {
         return Err(Status::TDCX_NUM_INCORRECT);
     }
     s.new_page(c, page, Operand::Rcx)?;
@@ -144,38 +198,48 @@ pub(super) fn add_cx(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     Ok(())
 }
 
-/// TDH.VP.INIT: RCX TDVPR. The vCPU is associated with this logical processor.
+/// TDH.VP.INIT: RCX TDVPR. The vCPU is associated with this logical processor. Version 1 (2.0.08) has the TD for itself and takes
+/// an x2APIC id in R8, which no other vCPU of the TD may have.
 pub(super) fn init(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
-    let (td, vcpu) = s.tdvpr_operand(c, c.regs.rcx, Operand::Rcx, Mode::Exclusive)?;
+    let with_id = c.version == 1;
+    let tdr_mode = if with_id { Mode::Exclusive } else { Mode::Shared };
+    let (td, vcpu) = s.tdvpr_and_td(c, c.regs.rcx, Operand::Rcx, Mode::Exclusive, tdr_mode)?;
     s.ready(td)?;
     s.lock_op_state(c, td, op_state::BUILD)?;
     s.pause(c, Point::Commit);
+    let (lp, id) = (c.lp, c.regs.r8 as u32);
     let domain = s.td_mut(td);
-    let initialized = domain.vcpus.iter().filter(|vcpu| vcpu.initialized).count();
-    let cpu = &mut domain.vcpus[vcpu];
-    if cpu.initialized {
-        return Err(Status::VCPU_STATE_INCORRECT);
-    }
-    if cpu.tdcx.len() < VCPU_TDCX {
+    if !domain.has_pages(vcpu) {
         return Err(Status::TDCX_NUM_INCORRECT);
     }
-    if initialized >= usize::from(domain.max_vcpus) {
+    if domain.vcpus[vcpu].initialized {
+        return Err(Status::VCPU_STATE_INCORRECT);
+    }
+    if domain.num_vcpus >= domain.controls.max_vcpus {
         return Err(Status::MAX_VCPUS_EXCEEDED);
     }
+    if with_id && domain.vcpus.iter().any(|other| other.x2apic_id == Some(id)) {
+        return Err(Status::X2APIC_ID_NOT_UNIQUE.detail(id));
+    }
+    let cpu = &mut domain.vcpus[vcpu];
     cpu.initialized = true;
-    cpu.lp = Some(c.lp);
+    cpu.x2apic_id = with_id.then_some(id);
+    cpu.index = domain.num_vcpus;
+    cpu.lp = Some(lp);
+    domain.num_vcpus += 1;
     Ok(())
 }
 
-/// TDH.VP.FLUSH: RCX TDVPR. Ends the association with this logical processor.
+/// TDH.VP.FLUSH: RCX TDVPR. Ends the association with this logical processor, also of a fatal TD.
 pub(super) fn flush(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     let (td, vcpu) = s.tdvpr_operand(c, c.regs.rcx, Operand::Rcx, Mode::Exclusive)?;
-    // A fatal TD must still be possible to tear down.
     if s.td(td).lifecycle != Lifecycle::KeysConfigured {
         return Err(Status::TD_KEYS_NOT_CONFIGURED);
     }
-    s.lock_op_state(c, td, op_state::ANY)?;
     s.pause(c, Point::Commit);
+    if !s.td(td).has_pages(vcpu) {
+        return Err(Status::TDCX_NUM_INCORRECT);
+    }
     let lp = c.lp;
     let cpu = &mut s.td_mut(td).vcpus[vcpu];
     if cpu.lp != Some(lp) {

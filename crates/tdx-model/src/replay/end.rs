@@ -2,8 +2,9 @@
 
 use core::fmt::Debug;
 
-use super::format::{End, EndTd, PamtRow, SeptRow};
-use super::header::page_type_name;
+use super::format::{End, EndTd, SeptRow};
+use super::header::{LIFECYCLES, OP_STATES, page_type_name};
+use super::platform::PamtRow;
 use crate::abi::{Lifecycle, PAGE, PageType, size_of_level};
 use crate::memory::CHUNK;
 use crate::pamt::PamtEntry;
@@ -116,20 +117,32 @@ fn compare_td(state: &State, expected: &EndTd, differences: &mut Differences) {
     if expected.reclaimed {
         return check("TDR", "reclaimed".to_owned(), "in use".to_owned());
     }
-    check("lifecycle", expected.lifecycle.to_string(), (td.lifecycle as u8).to_string());
-    check("fatal", expected.fatal.to_string(), td.fatal.to_string());
-    check("chldcnt", expected.chldcnt.to_string(), td.chldcnt.to_string());
-    if let Some(op_state) = expected.op_state {
-        check("op_state", op_state.to_string(), td.op_state.to_string());
+    let states = [
+        ("lifecycle", &expected.lifecycle, &LIFECYCLES[..], td.lifecycle as u8),
+        ("op_state", &expected.op_state, &OP_STATES[..], td.op_state),
+    ];
+    for (what, expected, names, got) in states {
+        if let Some(named) = expected {
+            let number = named.number_in(names).map_or_else(|unknown| unknown, |number| number.to_string());
+            check(what, number, got.to_string());
+        }
     }
-    if let Some(epoch) = expected.td_epoch {
-        check("td_epoch", epoch.to_string(), td.td_epoch.to_string());
+    let numbers = [
+        ("fatal", expected.fatal, u64::from(td.fatal)),
+        ("chldcnt", expected.chldcnt, td.chldcnt),
+        ("td_epoch", expected.td_epoch, td.td_epoch),
+    ];
+    for (what, expected, got) in numbers {
+        if let Some(expected) = expected {
+            check(what, expected.0.to_string(), got.to_string());
+        }
     }
     if let Some(refcount) = expected.refcount {
         check("refcount", format!("{refcount:?}"), format!("{:?}", td.refcount));
     }
     if let Some(epochs) = &expected.vcpu_epoch {
-        let got: Vec<u64> = td.vcpus.iter().map(|vcpu| vcpu.epoch).collect();
+        // vCPUs created on the way need not be listed.
+        let got: Vec<u64> = td.vcpus.iter().map(|vcpu| vcpu.epoch).take(epochs.len()).collect();
         check("vcpu_epoch", format!("{epochs:?}"), format!("{got:?}"));
     }
     if let Some(rows) = &expected.sept {
@@ -138,6 +151,14 @@ fn compare_td(state: &State, expected: &EndTd, differences: &mut Differences) {
             dump_table(state, td.root, 0, td.root_level, &mut got);
         }
         compare_rows(&name("sept"), rows.iter().flat_map(expand_entries).collect(), got, differences);
+        for (row, raw) in rows.iter().filter_map(|row| Some((row, row.raw?.0))) {
+            let slot = state.walk_tables(td, row.gpa.0, row.lvl);
+            let got = slot.map(|(table, index)| state.mem.table(table)[index]);
+            if got != Some(raw) {
+                let place = format!("sept {:#x} level {} raw", row.gpa.0, row.lvl);
+                differences.push((name(&place), format!("{raw:#x}"), format!("{got:x?}")));
+            }
+        }
     }
 }
 
@@ -147,9 +168,9 @@ fn expand_entries(row: &SeptRow) -> impl Iterator<Item = Entry> {
         Entry {
             gpa: row.gpa.0 + offset,
             level: row.lvl,
-            state: row.st.clone(),
+            state: spelled(&row.st),
             hpa: if row.hpa.0 == 0 { 0 } else { row.hpa.0 + offset },
-            counter: row.accept_counter,
+            counter: row.accept_counter.0,
             host_priority: row.hp,
             locked: row.locked,
         }
@@ -166,6 +187,19 @@ fn state_name(state: EntryState) -> String {
         name.push(letter.to_ascii_uppercase());
     }
     name
+}
+
+/// A state's name as [`state_name`] spells it, from that or the short forms in the module's own names.
+fn spelled(name: &str) -> String {
+    let words = name.strip_prefix("SEPT_STATE_").unwrap_or(name);
+    let words = words.split('_').map(|word| match word {
+        "PEND" => "PENDING",
+        "EXP" => "EXPORTED",
+        "BLK" => "BLOCKED",
+        "BLKW" => "BLOCKEDW",
+        other => other,
+    });
+    words.collect::<Vec<_>>().join("_").replace("BLOCKED_W", "BLOCKEDW")
 }
 
 /// Every entry of a table that is not pristine, and of the tables below it, blocked or not.

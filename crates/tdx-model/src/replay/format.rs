@@ -1,36 +1,29 @@
 //! The lines of a trace.
 
 use seamcall::Regs;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
-/// A number written as a hexadecimal string.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(super) struct Hex(pub(super) u64);
-
-impl<'de> Deserialize<'de> for Hex {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
-        let digits = text.strip_prefix("0x").ok_or_else(|| serde::de::Error::custom("no 0x in front"))?;
-        u64::from_str_radix(digits, 16).map(Hex).map_err(serde::de::Error::custom)
-    }
-}
+use super::number::{Hex, Named, flag, number, optional};
+use super::platform::{Header, PamtRow, one};
 
 /// Any line.
 #[derive(Deserialize)]
 pub(super) struct Line {
     pub(super) header: Option<Box<Header>>,
-    #[serde(default)]
-    pub(super) seq: u64,
+    #[serde(default, deserialize_with = "optional")]
+    pub(super) seq: Option<u64>,
     pub(super) name: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "number")]
     i: u64,
-    leaf: Option<String>,
-    #[serde(default)]
+    pub(super) leaf: Option<String>,
+    #[serde(default, deserialize_with = "number")]
     ver: u64,
+    #[serde(default, deserialize_with = "optional")]
     td: Option<usize>,
+    #[serde(default, deserialize_with = "optional")]
     vcpu: Option<usize>,
-    #[serde(default)]
-    lp: u32,
+    #[serde(default, deserialize_with = "optional")]
+    lp: Option<u32>,
     #[serde(rename = "in")]
     input: Option<Input>,
     out: Option<Output>,
@@ -44,22 +37,27 @@ pub(super) struct Step {
     pub(super) version: u64,
     pub(super) td: Option<usize>,
     pub(super) vcpu: Option<usize>,
-    pub(super) lp: u32,
+    /// The logical processor; the first one makes the calls of which nothing is said.
+    pub(super) lp: Option<u32>,
     pub(super) input: Input,
     pub(super) out: Output,
 }
 
 impl Step {
     pub(super) fn from_line(line: Line) -> Result<Self, String> {
+        let input = line.input.unwrap_or_default();
+        let leaf = line.leaf.ok_or("neither a step nor an end")?;
+        // What is done to the machine need not have an outcome.
+        let out = line.out.or_else(|| leaf.starts_with("SIM.").then(Output::default));
         Ok(Self {
             number: line.i,
-            leaf: line.leaf.ok_or("neither a step nor an end")?,
+            leaf,
             version: line.ver,
-            td: line.td,
-            vcpu: line.vcpu,
-            lp: line.lp,
-            input: line.input.ok_or("a step without input")?,
-            out: line.out.ok_or("a step without output")?,
+            td: line.td.or(input.td),
+            vcpu: line.vcpu.or(input.vcpu),
+            lp: line.lp.or(input.lp),
+            input,
+            out: out.ok_or("a step without output")?,
         })
     }
 }
@@ -77,25 +75,43 @@ pub(super) struct Input {
     r11: Hex,
     r12: Hex,
     r13: Hex,
-    pub(super) td: Option<usize>,
-    pub(super) vcpu: Option<usize>,
-    pub(super) hold: u64,
+    rbx: Hex,
+    rbp: Hex,
+    rsi: Hex,
+    rdi: Hex,
+    r14: Hex,
+    r15: Hex,
+    #[serde(deserialize_with = "optional")]
+    td: Option<usize>,
+    #[serde(deserialize_with = "optional")]
+    vcpu: Option<usize>,
+    #[serde(deserialize_with = "optional")]
+    lp: Option<u32>,
+    pub(super) hold: Hex,
     pub(super) pa: Hex,
     pub(super) gpa: Hex,
+    #[serde(deserialize_with = "number")]
     pub(super) level: u8,
     pub(super) mode: String,
     pub(super) what: String,
-    pub(super) after: u64,
-    pub(super) value: u64,
-    pub(super) host_if: u8,
-    pub(super) op_state: u8,
-    pub(super) lifecycle: u8,
-    pub(super) fatal: u8,
+    pub(super) after: Hex,
+    pub(super) value: Hex,
+    #[serde(deserialize_with = "flag")]
+    pub(super) host_if: bool,
+    pub(super) op_state: Named,
+    pub(super) lifecycle: Named,
+    #[serde(deserialize_with = "flag")]
+    pub(super) fatal: bool,
     /// Bytes, two hexadecimal digits each.
     pub(super) data: String,
 }
 
 impl Input {
+    /// The registers that only VP.ENTER exchanges.
+    pub(super) const fn others(&self) -> [u64; 6] {
+        [self.rbx.0, self.rbp.0, self.rsi.0, self.rdi.0, self.r14.0, self.r15.0]
+    }
+
     /// The registers of a call with that RAX.
     pub(super) const fn regs(&self, rax: u64) -> Regs {
         Regs {
@@ -126,12 +142,27 @@ pub(super) struct Output {
     pub(super) r11: Option<Hex>,
     pub(super) r12: Option<Hex>,
     pub(super) r13: Option<Hex>,
+    rbx: Option<Hex>,
+    rbp: Option<Hex>,
+    rsi: Option<Hex>,
+    rdi: Option<Hex>,
+    r14: Option<Hex>,
+    r15: Option<Hex>,
     pub(super) entered: Option<bool>,
     pub(super) ok: Option<bool>,
+    #[serde(deserialize_with = "optional")]
     pub(super) level: Option<u8>,
+    /// Bytes, two hexadecimal digits each.
+    pub(super) data: Option<String>,
 }
 
 impl Output {
+    /// The registers that only VP.ENTER exchanges, when `input` went in.
+    pub(super) fn others(&self, input: [u64; 6]) -> [u64; 6] {
+        let given = [self.rbx, self.rbp, self.rsi, self.rdi, self.r14, self.r15];
+        core::array::from_fn(|index| given[index].map_or(input[index], |hex| hex.0))
+    }
+
     /// The registers that must come out when `input` went in: what is absent is unchanged.
     pub(super) fn regs(&self, input: Regs) -> Regs {
         let or = |given: Option<Hex>, input: u64| given.map_or(input, |hex| hex.0);
@@ -149,101 +180,7 @@ impl Output {
     }
 }
 
-#[derive(Deserialize)]
-pub(super) struct Header {
-    pub(super) module: String,
-    pub(super) max_pa_bits: u32,
-    pub(super) hkid: Hkid,
-    pub(super) seamrr: Range,
-    pub(super) tdmrs: Vec<Tdmr>,
-    #[serde(default)]
-    pub(super) tds: Vec<Td>,
-    #[serde(default)]
-    pub(super) pamt_initial: Vec<PamtRow>,
-    pub(super) dynamic_pamt: Option<bool>,
-    pub(super) packages: Option<u32>,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Hkid {
-    pub(super) start_bit: u32,
-    pub(super) bits: u32,
-    pub(super) private_min: u16,
-    pub(super) private_max: u16,
-    pub(super) global_private: u16,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Range {
-    pub(super) base: Hex,
-    pub(super) size: Hex,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Tdmr {
-    pub(super) base: Hex,
-    pub(super) size: Hex,
-    pub(super) last_initialized: Hex,
-    pub(super) reserved: Vec<Reserved>,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Reserved {
-    pub(super) pa: Hex,
-    pub(super) size: Hex,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Td {
-    pub(super) tdr: Hex,
-    pub(super) hkid: u16,
-    pub(super) lifecycle: String,
-    #[serde(default)]
-    pub(super) fatal: bool,
-    #[serde(default)]
-    pub(super) tdcx: Vec<Hex>,
-    pub(super) chldcnt: u64,
-    pub(super) op_state: Option<String>,
-    #[serde(default)]
-    pub(super) gpaw: u8,
-    pub(super) eptp_pwl: Option<u8>,
-    #[serde(default)]
-    pub(super) debug: bool,
-    #[serde(default)]
-    pub(super) td_epoch: u64,
-    #[serde(default)]
-    pub(super) epoch_refcount: [u16; 2],
-    #[serde(default)]
-    pub(super) num_l2_vms: u8,
-    #[serde(default)]
-    pub(super) vcpus: Vec<Vcpu>,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Vcpu {
-    pub(super) tdvpr: Hex,
-    pub(super) tdcx: Vec<Hex>,
-    pub(super) state: String,
-    pub(super) vcpu_epoch: u64,
-    pub(super) lp: u32,
-}
-
-#[derive(Deserialize, Clone)]
-pub(super) struct PamtRow {
-    pub(super) pa: Hex,
-    pub(super) lvl: u8,
-    pub(super) pt: String,
-    pub(super) owner: Hex,
-    #[serde(default)]
-    pub(super) bepoch: Hex,
-    #[serde(default = "one")]
-    pub(super) n: u64,
-}
-
-const fn one() -> u64 {
-    1
-}
-
+/// What the trace says of the end of a sequence.
 #[derive(Deserialize)]
 pub(super) struct End {
     pub(super) pamt: Option<Vec<PamtRow>>,
@@ -256,47 +193,43 @@ pub(super) struct End {
 pub(super) struct StaleRow {
     pub(super) pa: Hex,
     pub(super) owner: Hex,
-    #[serde(default = "one")]
+    #[serde(default = "one", deserialize_with = "number")]
     pub(super) n: u64,
 }
 
 #[derive(Deserialize)]
 pub(super) struct EndTd {
+    #[serde(deserialize_with = "number")]
     pub(super) td: usize,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "flag")]
     pub(super) reclaimed: bool,
-    #[serde(default)]
-    pub(super) lifecycle: u8,
-    #[serde(default)]
-    pub(super) fatal: bool,
-    #[serde(default)]
-    pub(super) chldcnt: u64,
-    pub(super) op_state: Option<u8>,
-    pub(super) td_epoch: Option<u64>,
+    pub(super) lifecycle: Option<Named>,
+    pub(super) fatal: Option<Hex>,
+    pub(super) chldcnt: Option<Hex>,
+    pub(super) op_state: Option<Named>,
+    pub(super) td_epoch: Option<Hex>,
     pub(super) refcount: Option<[u16; 2]>,
     pub(super) vcpu_epoch: Option<Vec<u64>>,
     pub(super) sept: Option<Vec<SeptRow>>,
 }
 
+/// S-EPT entries with consecutive addresses and pages.
 #[derive(Deserialize)]
 pub(super) struct SeptRow {
     pub(super) gpa: Hex,
+    #[serde(deserialize_with = "number")]
     pub(super) lvl: u8,
     pub(super) st: String,
     #[serde(default)]
     pub(super) hpa: Hex,
     #[serde(default)]
-    pub(super) accept_counter: u64,
+    pub(super) accept_counter: Hex,
+    /// All 64 bits of the first entry, where the trace has them.
+    pub(super) raw: Option<Hex>,
     #[serde(default, deserialize_with = "flag")]
     pub(super) hp: bool,
     #[serde(default, deserialize_with = "flag")]
     pub(super) locked: bool,
-    #[serde(default = "one")]
+    #[serde(default = "one", deserialize_with = "number")]
     pub(super) n: u64,
-}
-
-/// A flag written as `true` or as a number.
-fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
-    let value = serde_json::Value::deserialize(deserializer)?;
-    Ok(value.as_bool().unwrap_or_else(|| value.as_u64().is_some_and(|number| number != 0)))
 }

@@ -7,7 +7,9 @@
 mod end;
 mod format;
 mod header;
+mod number;
 mod ops;
+mod platform;
 mod write;
 
 pub use write::{Platform, TraceWriter};
@@ -112,25 +114,39 @@ struct Sequence {
     machine: Machine,
     holds: ops::Holds,
     unknown: Option<String>,
+    /// A line of it could not be read: what follows would run on a wrong state.
+    unreadable: bool,
     mismatches: u64,
 }
 
-/// Runs every sequence of `trace` on a fresh model.
+/// Runs every sequence of `trace` on a fresh model. A sequence with a line that cannot be read, or without an end, has
+/// failed.
 ///
 /// # Errors
 ///
-/// A line is not part of a trace.
+/// A line outside of a sequence is not part of a trace, or the reader failed.
 pub fn run(trace: impl BufRead, audit: bool, mut tell: impl FnMut(Event<'_>)) -> Result<Tally, BadTrace> {
     let mut tally = Tally::default();
     let mut machine: Option<header::Start> = None;
     let mut current: Option<Sequence> = None;
-    for (number, line) in (1..).zip(trace.lines()) {
+    for (number, text) in (1..).zip(trace.lines()) {
         let bad = |reason: String| BadTrace { line: number, reason };
-        let line = line.map_err(|error| bad(error.to_string()))?;
-        if line.trim().is_empty() {
+        let text = text.map_err(|error| bad(error.to_string()))?;
+        if text.trim().is_empty() {
             continue;
         }
-        let line: format::Line = serde_json::from_str(&line).map_err(|error| bad(error.to_string()))?;
+        let mut line: format::Line = match serde_json::from_str(&text) {
+            Ok(line) => line,
+            Err(error) => {
+                let sequence = current.as_mut().ok_or_else(|| bad(error.to_string()))?;
+                sequence.unreadable(number, &error.to_string(), &mut tell);
+                continue;
+            }
+        };
+        let begins = line.header.is_some() || line.name.is_some();
+        if let Some(mut unfinished) = current.take_if(|_| begins) {
+            unfinished.abandon(number, &mut tally, &mut tell);
+        }
         if let Some(header) = line.header {
             machine = Some(header::Start::new(&header, audit).map_err(bad)?);
             continue;
@@ -139,28 +155,36 @@ pub fn run(trace: impl BufRead, audit: bool, mut tell: impl FnMut(Event<'_>)) ->
         if let Some(name) = line.name {
             let machine = Machine::new(start.state.clone(), Contention::None);
             current = Some(Sequence {
-                number: line.seq,
+                number: line.seq.unwrap_or(0),
                 name,
                 machine,
                 holds: ops::Holds::default(),
                 unknown: None,
+                unreadable: false,
                 mismatches: 0,
             });
             continue;
         }
-        let sequence = current.as_mut().filter(|sequence| sequence.number == line.seq);
-        let sequence = sequence.ok_or_else(|| bad("a step outside of its sequence".to_owned()))?;
-        if let Some(end) = line.end {
+        let stray = || bad("a step outside of its sequence".to_owned());
+        let sequence = current.as_mut().ok_or_else(stray)?;
+        if line.seq.is_some_and(|seq| seq != sequence.number) {
+            sequence.unreadable(number, "a step of another sequence", &mut tell);
+        } else if let Some(end) = line.end.take() {
             sequence.finish(&end, &mut tally, &mut tell);
             current = None;
-        } else if sequence.unknown.is_none() {
-            let step = format::Step::from_line(line).map_err(bad)?;
-            tally.steps += 1;
-            sequence.step(start, &step, &mut tell);
+        } else {
+            match format::Step::from_line(line) {
+                Ok(step) if sequence.unknown.is_none() && !sequence.unreadable => {
+                    tally.steps += 1;
+                    sequence.step(start, &step, &mut tell);
+                }
+                Ok(_) => {}
+                Err(reason) => sequence.unreadable(number, &reason, &mut tell),
+            }
         }
     }
-    if current.is_some() {
-        tally.failed += 1;
+    if let Some(mut unfinished) = current {
+        unfinished.abandon(0, &mut tally, &mut tell);
     }
     Ok(tally)
 }
@@ -194,8 +218,29 @@ impl Sequence {
         }
     }
 
+    /// A line of the sequence says nothing that can be done.
+    fn unreadable(&mut self, line: u64, reason: &str, tell: &mut impl FnMut(Event<'_>)) {
+        self.unreadable = true;
+        let mismatch = Mismatch {
+            sequence: self.number,
+            name: self.name.clone(),
+            step: None,
+            leaf: format!("line {line}"),
+            what: "form".to_owned(),
+            expected: "a step".to_owned(),
+            got: reason.to_owned(),
+        };
+        self.report(&mismatch, tell);
+    }
+
+    /// The sequence has no end.
+    fn abandon(&mut self, line: u64, tally: &mut Tally, tell: &mut impl FnMut(Event<'_>)) {
+        self.unreadable(line, "the sequence has no end", tell);
+        self.count(tally, tell);
+    }
+
     fn finish(&mut self, end: &format::End, tally: &mut Tally, tell: &mut impl FnMut(Event<'_>)) {
-        if self.unknown.is_none() {
+        if self.unknown.is_none() && !self.unreadable {
             let differences = end::compare(&self.machine.session(), end);
             for (what, expected, got) in differences {
                 let mismatch = Mismatch {
@@ -210,6 +255,10 @@ impl Sequence {
                 self.report(&mismatch, tell);
             }
         }
+        self.count(tally, tell);
+    }
+
+    fn count(&self, tally: &mut Tally, tell: &mut impl FnMut(Event<'_>)) {
         match (self.mismatches, &self.unknown) {
             (0, None) => tally.passed += 1,
             (0, Some(_)) => tally.skipped += 1,

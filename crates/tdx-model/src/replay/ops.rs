@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use seamcall::Regs;
 
 use super::format::{Input, Output, Step};
-use super::header::Start;
+use super::header::{LIFECYCLES, OP_STATES, Start};
 use crate::abi::{Leaf, Lifecycle, PAGE};
 use crate::faults::Interrupts;
 use crate::foreign::{Hold, TdLock};
-use crate::guest::{Accept, TdExit};
+use crate::guest::{TdCall, TdExit};
 use crate::lock::Mode;
 use crate::session::Session;
 use crate::state::State;
@@ -27,8 +27,16 @@ pub(super) enum Outcome {
 #[derive(Default)]
 pub(super) struct Holds {
     pages: HashMap<u64, Hold>,
-    locks: HashMap<(usize, String, u64, u8), Vec<Hold>>,
+    locks: Vec<(LockName, Mode, Hold)>,
 }
+
+/// TD, what, and of an entry where.
+type LockName = (usize, String, u64, u8);
+
+/// Leaves of the module that the model does not have: system information in bulk, module update, service TDs and the
+/// transport of a migration.
+const OTHER_LEAVES: [u16; 21] =
+    [37, 48, 49, 53, 64, 66, 68, 70, 71, 72, 73, 74, 80, 81, 82, 83, 84, 85, 86, 87, 96];
 
 pub(super) fn perform(
     state: &mut Session<'_>,
@@ -38,10 +46,17 @@ pub(super) fn perform(
 ) -> Result<Outcome, String> {
     let differences = if let Some(pseudo) = step.leaf.strip_prefix("SIM.") {
         return simulate(state, holds, start, pseudo, step);
-    } else if step.leaf == "TDG.MEM.PAGE.ACCEPT" {
-        accept(state, start, step)?
+    } else if let Some(&(_, leaf)) = TDCALLS.iter().find(|(name, _)| *name == step.leaf) {
+        tdcall(state, start, step, leaf)?
+    } else if step.leaf == Leaf::VpEnter.name() && is_exit(step) {
+        vp_enter(state, step)
     } else if step.leaf == "RAW" {
-        call(state, step, step.input.rax.0)
+        let rax = step.input.rax.0;
+        // With other bits the dispatcher refuses it before it looks for the leaf.
+        if u16::try_from(rax).is_ok_and(|leaf| OTHER_LEAVES.contains(&leaf)) {
+            return Ok(Outcome::Unknown);
+        }
+        call(state, step, rax)
     } else {
         let leaf = Leaf::ALL.iter().find(|leaf| leaf.name() == step.leaf);
         let Some(&leaf) = leaf else { return Ok(Outcome::Unknown) };
@@ -56,15 +71,59 @@ pub(super) fn perform(
     Ok(Outcome::Differences(differences))
 }
 
+/// Whether VP.ENTER came back because the guest was left, not because it was refused.
+fn is_exit(step: &Step) -> bool {
+    let rax = step.out.rax.map_or(0, |hex| hex.0);
+    // VMX exit reasons, and classes of TD exits in the upper bits.
+    rax >> 32 == 0 || matches!(rax >> 60, 4 | 6 | 9)
+}
+
+/// A VP.ENTER that a recorder wrote when it returned. Unless the trace has told before that the vCPU is inside, it enters now.
+/// What the guest did is known of an ACCEPT that made it exit, which is made and compared; all else is the guest's own.
+fn vp_enter(state: &mut Session<'_>, step: &Step) -> Differences {
+    let rcx = step.input.regs(0).rcx;
+    let tdvpr = rcx & VCPU_PAGE;
+    let inside = |state: &State| state.vcpu_of(tdvpr).filter(|&(td, vcpu)| state.td(td).vcpus[vcpu].inside);
+    let expected = step.out.regs(step.input.regs(0));
+    if inside(state).is_none()
+        && let Err(out) = state.enter_guest(step.lp.unwrap_or(0), rcx)
+    {
+        return compare_regs(&expected, &out);
+    }
+    let Some((td, vcpu)) = inside(state) else { return Vec::new() };
+    let violation =
+        TdExit { regs: expected }.ept_violation().filter(|violation| violation.kind == ACCEPT_EXIT);
+    if let Some(violation) = violation {
+        let rcx = violation.gpa | u64::from(violation.requested_level);
+        let got = state.tdcall(td, vcpu, Regs { rax: TDCALLS[0].1, rcx, ..Regs::default() });
+        return match got {
+            TdCall::Exit(TdExit { regs }) => compare_regs(&expected, &regs),
+            other => vec![("kind", "tdexit".to_owned(), format!("{other:x?}"))],
+        };
+    }
+    state.exit_vcpu(td, vcpu);
+    Vec::new()
+}
+
+/// Bits 51:12 of VP.ENTER's RCX.
+const VCPU_PAGE: u64 = 0x000F_FFFF_FFFF_F000;
+/// Type of an EPT violation exit: PAGE.ACCEPT.
+const ACCEPT_EXIT: u8 = 1;
+
 /// A SEAMCALL on the logical processor that the trace names, or the first.
 fn call(state: &mut Session<'_>, step: &Step, rax: u64) -> Differences {
     let input = step.input.regs(rax);
-    let got = state.seamcall(step.lp, input);
-    let mut differences = compare_regs(&step.out.regs(input), &got);
-    if let Some(kind) = &step.out.kind {
-        differences.push(("kind", kind.clone(), "a return".to_owned()));
+    let got = state.seamcall(step.lp.unwrap_or(0), input);
+    match step.out.kind.as_deref() {
+        Some("fatal") => differ("kind", &"fatal", &if state.is_halted() { "fatal" } else { "ret" }),
+        None | Some("ret") => {
+            let others = step.input.others();
+            let mut differences = compare_regs(&step.out.regs(input), &got);
+            differences.extend(differ("rbx to r15", &step.out.others(others), &others));
+            differences
+        }
+        Some(kind) => vec![("kind", kind.to_owned(), "ret".to_owned())],
     }
-    differences
 }
 
 fn compare_regs(expected: &Regs, got: &Regs) -> Differences {
@@ -87,22 +146,24 @@ fn differ<T: PartialEq + core::fmt::Debug>(what: &'static str, expected: &T, got
     if expected == got { Vec::new() } else { vec![(what, format!("{expected:?}"), format!("{got:?}"))] }
 }
 
-/// A guest's ACCEPT.
-fn accept(state: &mut Session<'_>, start: &Start, step: &Step) -> Result<Differences, String> {
-    let (tdvpr, _) = start.vcpu(state, step.td, step.vcpu)?;
+/// Guest calls that the model knows.
+pub(super) const TDCALLS: [(&str, u64); 3] =
+    [("TDG.MEM.PAGE.ACCEPT", 6), ("TDG.MEM.PAGE.ATTR.RD", 23), ("TDG.MEM.PAGE.ATTR.WR", 24)];
+
+/// A guest's call.
+fn tdcall(state: &mut Session<'_>, start: &Start, step: &Step, leaf: u64) -> Result<Differences, String> {
+    let (tdvpr, _) = start.vcpu(state, step)?;
     let (td, vcpu) = state.vcpu_of(tdvpr).ok_or("the vCPU is gone")?;
     if !state.td(td).vcpus[vcpu].inside {
         return Ok(vec![("vcpu", "in guest mode".to_owned(), "outside".to_owned())]);
     }
-    let input = step.input.regs(0);
-    let got = state.accept(td, vcpu, step.version as u8, input.rcx);
+    let input = step.input.regs(leaf | step.version << 16);
+    let got = state.tdcall(td, vcpu, input);
     let expected = step.out.kind.as_deref().unwrap_or("ret");
     Ok(match (expected, got) {
-        ("ret", Accept::Returned(status)) => {
-            compare_regs(&step.out.regs(input), &Regs { rax: status.0, ..input })
-        }
-        ("interrupted", Accept::Interrupted) => Vec::new(),
-        ("tdexit", Accept::Exit(TdExit { regs })) => compare_regs(&step.out.regs(Regs::default()), &regs),
+        ("ret", TdCall::Returned(regs)) => compare_regs(&step.out.regs(input), &regs),
+        ("interrupted", TdCall::Interrupted) => Vec::new(),
+        ("tdexit", TdCall::Exit(TdExit { regs })) => compare_regs(&step.out.regs(Regs::default()), &regs),
         (expected, got) => vec![("kind", expected.to_owned(), format!("{got:x?}"))],
     })
 }
@@ -118,7 +179,7 @@ fn simulate(
     let differences = match pseudo {
         "VCPU_ENTER" => enter(state, start, step)?,
         "VCPU_EXIT" => {
-            let (tdvpr, _) = start.vcpu(state, input.td, input.vcpu)?;
+            let (tdvpr, _) = start.vcpu(state, step)?;
             let (td, vcpu) = state.vcpu_of(tdvpr).ok_or("the vCPU is gone")?;
             if state.td(td).vcpus[vcpu].inside {
                 state.exit_vcpu(td, vcpu);
@@ -126,8 +187,8 @@ fn simulate(
             Vec::new()
         }
         "SET_INTERRUPT_PENDING" => {
-            let host_interruptible = input.host_if != 0;
-            let line = Interrupts { after: input.after, events: input.value, host_interruptible };
+            let host_interruptible = input.host_if;
+            let line = Interrupts { after: input.after.0, events: input.value.0, host_interruptible };
             state.faults.set_interrupts(Some(line));
             Vec::new()
         }
@@ -137,26 +198,25 @@ fn simulate(
         }
         "HOLD_HPA" => hold_page(state, holds, input, out)?,
         "DROP_HPA" => {
-            if let Some(hold) = holds.pages.remove(&input.hold) {
+            if let Some(hold) = holds.pages.remove(&input.hold.0) {
                 state.drop_hold(hold);
             }
             Vec::new()
         }
-        "LOCK" => lock(state, holds, input, out)?,
+        "LOCK" => lock(state, holds, step)?,
         "UNLOCK" => {
-            if let Some(hold) = holds.locks.get_mut(&lock_name(input)?).and_then(Vec::pop) {
-                state.drop_hold(hold);
-            }
+            unlock(state, holds, step)?;
             Vec::new()
         }
         "SET_OP_STATE" | "SET_LIFECYCLE" | "SET_FATAL" => {
-            set_td(state, pseudo, input)?;
+            set_td(state, pseudo, step)?;
             Vec::new()
         }
         "WRITE" => {
             write_memory(state, input)?;
             Vec::new()
         }
+        "READ" => read_memory(state, input, out),
         _ => return Ok(Outcome::Unknown),
     };
     Ok(Outcome::Differences(differences))
@@ -175,9 +235,21 @@ fn write_memory(state: &mut State, input: &Input) -> Result<(), String> {
     Ok(())
 }
 
+/// What the module has left in ordinary memory.
+fn read_memory(state: &State, input: &Input, out: &Output) -> Differences {
+    let expected = out.data.clone().unwrap_or_default();
+    let bytes = state.mem.read_bytes(input.pa.0);
+    let start = (input.pa.0 % PAGE) as usize;
+    let got = bytes[start..]
+        .iter()
+        .take(expected.len() / 2)
+        .fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+    differ("data", &expected, &got)
+}
+
 fn enter(state: &mut Session<'_>, start: &Start, step: &Step) -> Result<Differences, String> {
-    let (tdvpr, lp) = start.vcpu(state, step.input.td, step.input.vcpu)?;
-    let status = state.enter_guest(lp, tdvpr).err();
+    let (tdvpr, lp) = start.vcpu(state, step)?;
+    let status = state.enter_guest(lp, tdvpr).err().map(|out| crate::Status(out.rax));
     let mut differences = differ("entered", &step.out.entered, &Some(status.is_none()));
     if let (Some(expected), Some(got)) = (step.out.rax, status) {
         differences.extend(differ("rax", &crate::Status(expected.0), &got));
@@ -202,41 +274,58 @@ fn hold_page(
     let got = state.hold_page(input.pa.0, input.level, mode(input)?);
     let mut differences = differ("ok", &out.ok, &Some(got.is_some()));
     if let Some((hold, level)) = got {
-        holds.pages.insert(input.hold, hold);
+        holds.pages.insert(input.hold.0, hold);
         differences.extend(differ("level", &out.level, &Some(level)));
     }
     Ok(differences)
 }
 
-fn lock_name(input: &Input) -> Result<(usize, String, u64, u8), String> {
-    let td = input.td.ok_or("a lock without TD")?;
-    Ok((td, format!("{} {}", input.what, input.mode), input.gpa.0, input.level))
+fn lock_name(step: &Step) -> Result<LockName, String> {
+    let (td, input) = (step.td.ok_or("a lock without TD")?, &step.input);
+    let place = if input.what == "SEPT_ENTRY" { (input.gpa.0, input.level) } else { (0, 0) };
+    Ok((td, input.what.clone(), place.0, place.1))
 }
 
-fn lock(state: &mut State, holds: &mut Holds, input: &Input, out: &Output) -> Result<Differences, String> {
-    let td = input.td.filter(|&td| matches!(state.tds.get(td), Some(Some(_)))).ok_or("no such TD")?;
-    let got = match input.what.as_str() {
-        "SEPT_TREE" => state.hold_td(td, TdLock::SeptTree, mode(input)?),
-        "OP_STATE" => state.hold_td(td, TdLock::OpState, mode(input)?),
-        "EPOCH" => state.hold_td(td, TdLock::Epoch, mode(input)?),
-        "SEPT_ENTRY" => state.hold_entry(td, input.gpa.0, input.level),
+fn lock(state: &mut State, holds: &mut Holds, step: &Step) -> Result<Differences, String> {
+    let name = lock_name(step)?;
+    let td = Some(name.0).filter(|&td| matches!(state.tds.get(td), Some(Some(_)))).ok_or("no such TD")?;
+    let whole = if name.1 == "SEPT_ENTRY" { Mode::Exclusive } else { mode(&step.input)? };
+    let got = match name.1.as_str() {
+        "SEPT_TREE" => state.hold_td(td, TdLock::SeptTree, whole),
+        "OP_STATE" => state.hold_td(td, TdLock::OpState, whole),
+        "EPOCH" => state.hold_td(td, TdLock::Epoch, whole),
+        "SEPT_ENTRY" => state.hold_entry(td, name.2, name.3),
         other => return Err(format!("unknown lock {other}")),
     };
-    let differences = differ("ok", &out.ok, &Some(got.is_some()));
+    let differences = differ("ok", &step.out.ok, &Some(got.is_some()));
     if let Some(hold) = got {
-        holds.locks.entry(lock_name(input)?).or_default().push(hold);
+        holds.locks.push((name, whole, hold));
     }
     Ok(differences)
 }
 
-fn set_td(state: &mut State, what: &str, input: &Input) -> Result<(), String> {
-    let td = input.td.and_then(|td| state.tds.get_mut(td)).and_then(Option::as_mut).ok_or("no such TD")?;
+/// Gives back the last lock of that name (and mode, if one is said). One that was not got is nothing to give back.
+fn unlock(state: &mut State, holds: &mut Holds, step: &Step) -> Result<(), String> {
+    let name = lock_name(step)?;
+    let wanted = if step.input.mode.is_empty() { None } else { Some(mode(&step.input)?) };
+    let any_mode = wanted.is_none() || name.1 == "SEPT_ENTRY";
+    let is_it = |held: &(LockName, Mode, Hold)| held.0 == name && (any_mode || Some(held.1) == wanted);
+    if let Some(position) = holds.locks.iter().rposition(is_it) {
+        state.drop_hold(holds.locks.remove(position).2);
+    }
+    Ok(())
+}
+
+fn set_td(state: &mut State, what: &str, step: &Step) -> Result<(), String> {
+    let (td, input) = (step.td, &step.input);
+    let td = td.and_then(|td| state.tds.get_mut(td)).and_then(Option::as_mut).ok_or("no such TD")?;
     match what {
-        "SET_OP_STATE" => td.op_state = input.op_state,
+        "SET_OP_STATE" => td.op_state = input.op_state.number_in(&OP_STATES)?,
         "SET_LIFECYCLE" => {
-            td.lifecycle = Lifecycle::from_number(input.lifecycle).ok_or("unknown life cycle")?
+            let number = input.lifecycle.number_in(&LIFECYCLES)?;
+            td.lifecycle = Lifecycle::from_number(number).ok_or("unknown life cycle")?;
         }
-        _ => td.fatal = input.fatal != 0,
+        _ => td.fatal = input.fatal,
     }
     Ok(())
 }

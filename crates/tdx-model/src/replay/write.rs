@@ -4,12 +4,13 @@ use std::io::{self, Write};
 
 use seamcall::Regs;
 use sept_core::Hpa;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::end;
+use super::ops::TDCALLS;
 use crate::abi::{Lifecycle, Status};
 use crate::config::{HkidLayout, ModuleVersion, Tdmr};
-use crate::guest::Accept;
+use crate::guest::{Accept, TdCall};
 use crate::machine::Machine;
 use crate::state::State;
 use crate::td::Td;
@@ -53,6 +54,25 @@ fn hex(value: u64) -> Value {
     Value::String(format!("{value:#x}"))
 }
 
+/// The operands by name.
+const fn named(regs: &Regs) -> [(&'static str, u64); 8] {
+    let Regs { rcx, rdx, r8, r9, r10, r11, r12, r13, .. } = *regs;
+    [
+        ("rcx", rcx),
+        ("rdx", rdx),
+        ("r8", r8),
+        ("r9", r9),
+        ("r10", r10),
+        ("r11", r11),
+        ("r12", r12),
+        ("r13", r13),
+    ]
+}
+
+fn object(registers: impl IntoIterator<Item = (&'static str, u64)>) -> Value {
+    registers.into_iter().map(|(name, value)| (name.to_owned(), hex(value))).collect::<Map<_, _>>().into()
+}
+
 impl Platform {
     fn header(&self) -> Value {
         let tdmrs = self.tdmrs.iter().map(|tdmr| {
@@ -84,6 +104,9 @@ impl Platform {
 
 /// Writes a trace around the lines of seamcall's `adapter::Recorder`: the header, the begin and the end of a sequence,
 /// and what no SEAMCALL shows.
+///
+/// A recorder writes VP.ENTER when it returns. Where calls of other processors came while the guest ran,
+/// [`entered`](Self::entered) tells when it began; an ACCEPT that made the vCPU exit is then in the recorder's line.
 ///
 /// TDs and vCPUs are numbered in the order of their creation.
 #[derive(Debug)]
@@ -160,17 +183,47 @@ impl<W: Write> TraceWriter<W> {
     ///
     /// Those of the writer.
     pub fn accepted(&mut self, td: usize, vcpu: usize, rcx: u64, outcome: &Accept) -> io::Result<()> {
-        let out = match outcome {
-            Accept::Returned(status) => json!({"kind": "ret", "rax": hex(status.0)}),
-            Accept::Interrupted => json!({"kind": "interrupted"}),
-            Accept::Exit(exit) => {
+        let input = Regs { rax: 6, rcx, ..Regs::new() };
+        let outcome = match *outcome {
+            Accept::Returned(status) => TdCall::Returned(Regs { rax: status.0, ..input }),
+            Accept::Exit(exit) => TdCall::Exit(exit),
+            Accept::Interrupted => TdCall::Interrupted,
+        };
+        self.called(td, vcpu, input, &outcome)
+    }
+
+    /// A guest executed PAGE.ACCEPT (6), PAGE.ATTR.RD (23) or PAGE.ATTR.WR (24) with these registers. A leaf that is none
+    /// of these is not written.
+    ///
+    /// # Errors
+    ///
+    /// Those of the writer.
+    pub fn called(&mut self, td: usize, vcpu: usize, regs: Regs, outcome: &TdCall) -> io::Result<()> {
+        let Some((name, _)) = TDCALLS.iter().find(|&&(_, leaf)| leaf == regs.rax & 0xFFFF) else {
+            return Ok(());
+        };
+        let set = named(&regs).into_iter().filter(|&(_, value)| value != 0);
+        let mut out = match outcome {
+            TdCall::Returned(got) => {
+                let pairs = named(got).into_iter().zip(named(&regs)).filter(|(now, was)| now != was);
+                object(pairs.map(|(now, _)| now).chain([("rax", got.rax)]))
+            }
+            TdCall::Interrupted => json!({}),
+            TdCall::Exit(exit) => {
                 let Regs { rax, rcx, rdx, r8, r9, .. } = exit.regs;
-                let [rax, rcx, rdx, r8, r9] = [rax, rcx, rdx, r8, r9].map(hex);
-                json!({"kind": "tdexit", "rax": rax, "rcx": rcx, "rdx": rdx, "r8": r8, "r9": r9})
+                object([("rax", rax), ("rcx", rcx), ("rdx", rdx), ("r8", r8), ("r9", r9)])
             }
         };
-        let input = json!({"rcx": hex(rcx)});
-        self.line(json!({"leaf": "TDG.MEM.PAGE.ACCEPT", "td": td, "vcpu": vcpu, "in": input, "out": out}))
+        out["kind"] = match outcome {
+            TdCall::Returned(_) => "ret",
+            TdCall::Interrupted => "interrupted",
+            TdCall::Exit(_) => "tdexit",
+        }
+        .into();
+        let version = regs.rax >> 16;
+        self.line(
+            json!({"leaf": name, "ver": version, "td": td, "vcpu": vcpu, "in": object(set), "out": out}),
+        )
     }
 
     /// Ends the sequence. Of hardware nothing more is known than what its calls answered.

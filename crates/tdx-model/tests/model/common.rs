@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use seamcall::Regs;
 use sept_core::{Gpa, Hpa, Level};
 use tdx_model::boot::{self, TdPages, TdSpec};
-use tdx_model::{Accept, Guest, Leaf, Machine, MachineBuilder, Status};
+use tdx_model::{Accept, EntryState, Guest, Leaf, Machine, MachineBuilder, ModuleVersion, Status};
 
 pub(crate) const BASE: u64 = 0x1_0000_0000;
 
@@ -107,4 +107,84 @@ impl Bench {
         self.guest().write(Gpa::truncate(gpa), value).expect("writable");
         self.guest().exit();
     }
+
+    /// Status, RCX and RDX of a call on the TD.
+    pub(crate) fn answer(&self, leaf: Leaf, rcx: u64, r8: u64) -> (u64, u64, u64) {
+        let out = self.call(leaf, rcx, self.tdr(), r8);
+        (out.rax, out.rcx, out.rdx)
+    }
+
+    pub(crate) fn chldcnt(&self) -> u64 {
+        self.machine.td(self.td.tdr).unwrap().chldcnt
+    }
+
+    /// What PHYMEM.PAGE.RDMD says.
+    pub(crate) fn rdmd(&self, page: u64) -> Regs {
+        let out = self.raw(Regs { rax: 24, rcx: page, r9: 5, ..Regs::new() });
+        assert_eq!(out.rax, 0);
+        out
+    }
+
+    pub(crate) fn raw_entry(&self, gpa: u64, level: Level) -> u64 {
+        self.machine.entry(self.td.tdr, Gpa::truncate(gpa), level).unwrap().raw
+    }
+
+    pub(crate) fn state(&self, gpa: u64, level: Level) -> EntryState {
+        self.machine.entry(self.td.tdr, Gpa::truncate(gpa), level).unwrap().state
+    }
+
+    /// One epoch further.
+    pub(crate) fn fence(&self) {
+        self.ok(Leaf::MemTrack, self.tdr(), 0, 0);
+    }
+
+    /// VP.FLUSH, VPFLUSHDONE, CACHE.WB, KEY.FREEID.
+    pub(crate) fn tear_down(&self) {
+        self.ok(Leaf::VpFlush, self.td.vcpus[0].raw(), 0, 0);
+        self.ok(Leaf::MngVpFlushDone, self.tdr(), 0, 0);
+        self.ok(Leaf::PhymemCacheWb, 0, 0, 0);
+        self.ok(Leaf::MngKeyFreeId, self.tdr(), 0, 0);
+    }
+}
+
+/// Where the tests map.
+pub(crate) const GPA: u64 = 0x4000_0000;
+/// 2 MiB frames.
+pub(crate) const LARGE: u64 = BASE + (1 << 30);
+pub(crate) const OTHER: u64 = LARGE + 0x20_0000;
+
+pub(crate) const NOT_BLOCKED: u64 = 0xC000_0B06_0000_0001;
+pub(crate) const NOT_TRACKED: u64 = 0xC000_0B08_0000_0001;
+pub(crate) const BUSY_RCX: u64 = 0x8000_0200_0000_0001;
+pub(crate) const WALK_FAILED: u64 = 0xC000_0B00_0000_0001;
+pub(crate) const WRONG_STATE: u64 = 0xC000_0B0D_0000_0001;
+
+/// Module 1.5.01 with a running TD.
+pub(crate) fn bench() -> Bench {
+    Bench::new(Machine::builder().version(ModuleVersion::V1_5_01), TdSpec::default())
+}
+
+/// A TD that is being built: no blocking, no tracking.
+pub(crate) fn building() -> Bench {
+    let spec = TdSpec { finalize: false, ..TdSpec::default() };
+    Bench::new(Machine::builder().version(ModuleVersion::V1_5_01), spec)
+}
+
+/// A 2 MiB page, accepted.
+pub(crate) fn with_large() -> Bench {
+    let b = bench();
+    b.tables(GPA, Level::L2M);
+    b.aug(GPA, Level::L2M, LARGE);
+    b.accept(GPA, Level::L2M);
+    b
+}
+
+/// A 4 KiB page, accepted; returns its frame.
+pub(crate) fn with_small() -> (Bench, u64) {
+    let b = bench();
+    b.tables(GPA, Level::L4K);
+    let page = b.frame();
+    b.aug(GPA, Level::L4K, page);
+    b.accept(GPA, Level::L4K);
+    (b, page)
 }

@@ -192,12 +192,69 @@ fn a_consumed_memory_error_makes_the_td_fatal_and_it_can_still_be_torn_down() {
 #[test]
 fn versions_say_what_they_can() {
     for (version, features) in [
-        (ModuleVersion::V1_5_01, 1 << 10 | 1 << 18 | 1 << 23),
-        (ModuleVersion::V1_5_28, 1 << 10 | 1 << 18 | 1 << 23 | 1 << 36 | 1 << 51),
-        (ModuleVersion::V2_0_08, 1 << 10 | 1 << 18 | 1 << 23 | 1 << 36 | 1 << 38),
+        // Bits 0 to 5, 7 to 11, 16 to 19 in all.
+        (ModuleVersion::V1_5_01, 0xF_0FBF),
+        (ModuleVersion::V1_5_28, 0xF_0FBF | 1 << 23 | 1 << 36 | 1 << 51),
+        (ModuleVersion::V2_0_08, 0xF_0FBF | 1 << 23 | 1 << 36 | 1 << 38),
     ] {
         let machine = Machine::builder().version(version).memory(BASE, 1).build();
         let out = machine.lp(0).raw(Regs { rax: 34, rdx: 0x0A00_0003_0000_0008, ..Regs::default() });
         assert_eq!((out.rax, out.r8), (0, features), "{version:?}");
     }
+}
+
+/// Each answer names the field that follows; the last one none.
+#[test]
+fn platform_fields_follow_each_other() {
+    for (version, fields) in [(ModuleVersion::V1_5_01, 92), (ModuleVersion::V2_0_08, 94)] {
+        let machine = Machine::builder().version(version).memory(BASE, 3).packages(2).build();
+        let read = |rdx| machine.lp(0).raw(Regs { rax: 34, rdx, r8: 5, ..Regs::default() });
+        let first = read(u64::MAX);
+        assert_eq!((first.rax, first.r8), (0x0000_0C0B_0000_0000, 0), "the first field's id");
+        let (mut id, mut seen) = (first.rdx, Vec::new());
+        while id != u64::MAX {
+            let out = read(id);
+            assert_eq!(out.rax, 0, "{id:#x}");
+            seen.push((id, out.r8));
+            id = out.rdx;
+        }
+        assert_eq!(seen.len(), fields);
+        let value = |id: u64| seen.iter().find(|&&(seen, _)| seen == id).map(|&(_, value)| value);
+        assert_eq!(value(0x0000_0002_0000_0000), Some(2), "packages");
+        assert_eq!(value(0x9000_0003_0000_0080), Some(BASE));
+        assert_eq!(value(0x9000_0003_0000_0100), Some(3 << 30));
+        assert_eq!(value(0x9000_0003_0000_011F), Some(0), "the last of 32 ranges");
+        assert_eq!(value(0x9100_0001_0000_0010), Some(16), "bytes of a PAMT entry");
+        assert_eq!(value(0x9800_0001_0000_0100), Some(6 << 12), "TDCS");
+        assert_eq!(value(0x9800_0001_0000_0200), Some(6 << 12), "TDVPS");
+        assert_eq!(value(0x9100_0000_0000_0013), (fields == 94).then_some(1), "bits of the PAMT bitmap");
+        let unknown = read(0x7100_0001_0000_0008);
+        assert_eq!((unknown.rax, unknown.rdx, unknown.r8), (0xC000_0C00_0000_0000, u64::MAX, 0));
+    }
+}
+
+/// Exits without end at one page look like stepping: after six of them the module notes the page, and does not enter the vCPU
+/// as long as it would only exit there again. The test of that takes the tree for itself. (`tdh_vp_enter.c`, `td_exit.c`)
+#[test]
+fn a_vcpu_that_only_faults_is_not_entered() {
+    let b = Bench::new(Machine::builder(), TdSpec::default());
+    b.tables(GPA, Level::L4K);
+    let read = || b.guest().read(Gpa::truncate(GPA + 0x123 * 8));
+    for _ in 0..7 {
+        b.guest().enter(0).unwrap();
+        assert!(matches!(read(), Err(tdx_model::GuestFault::Exit(_))));
+    }
+    // Now without a guest instruction, as an EPT violation (exit reason 48) at that page.
+    let out = b.call(Leaf::VpEnter, b.td.vcpus[0].raw(), 0, 0);
+    assert_eq!((out.rax, out.rcx, out.rdx, out.r8), (48, 2, 0, GPA));
+    assert!(!b.guest().is_inside());
+    assert_eq!(b.machine.td(b.td.tdr).unwrap().refcount, [0, 0]);
+    let hold = b.machine.hold_td(b.td.tdr, tdx_model::TdLock::SeptTree, tdx_model::Access::Shared).unwrap();
+    assert_eq!(b.guest().enter(0), Err(Status(0x8000_0200_0000_0092)));
+    b.machine.release(hold);
+    b.aug(GPA, Level::L4K, b.frame());
+    assert_eq!(b.guest().enter(0), Err(Status(48)), "pending is not usable");
+    b.block_and_track(GPA);
+    b.ok(Leaf::PageRemove, GPA, b.tdr(), 0);
+    assert_eq!(b.guest().enter(0), Err(Status(48)));
 }

@@ -3,5 +3,12 @@
 mod common;
 mod contents;
 mod dynamic_pamt;
+mod entries;
+mod faults;
 mod lifecycle;
+mod metadata;
+mod order;
+mod pages;
+mod tracking;
 mod worked_trace;
+mod write_blocks;
