@@ -88,7 +88,8 @@ mod sync {
 ///
 /// *Why no fence is credited with too much.* An entry is stamped with the number of fences started, read after it was
 /// hidden and before it is published; a fence draws its number before it starts. Both are updates of one counter, so a
-/// fence with the stamp's number or a later one has seen the block. A walk that begins after such a fence meets the entry
+/// fence with the stamp's number or a later one has seen the block. What an MMU walks is hidden from it by the step that
+/// freezes the entry for a block, not by the one that publishes it. A walk that begins after such a fence meets the entry
 /// frozen or blocked, never as it was.
 ///
 /// *Memory.* Tables come out of a [`FrameStore`](crate::FrameStore) that was filled before; nothing here allocates. The side

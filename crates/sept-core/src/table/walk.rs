@@ -230,6 +230,12 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         self.replace(at, slot, |old| F::update(self.config, at.level(), old, Entry::Frozen))
     }
 
+    /// Takes the entry as [`Self::freeze`] does, and out of the reach of an MMU at once: what it walks on through a table that
+    /// is being changed would escape a fence that begins before the entry is published as blocked.
+    pub(super) fn hide(&self, at: GpaEntry, slot: &mut Slot) -> Result<(), TableError<X::Error>> {
+        self.replace(at, slot, |_| F::encode(self.config, at.level(), Entry::Frozen))
+    }
+
     /// Replaces the word of `slot`, as it was but for bits that an MMU has set since, which `to` is given too.
     pub(super) fn replace(
         &self,

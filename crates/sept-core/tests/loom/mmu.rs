@@ -458,3 +458,39 @@ fn map_under_unlink() {
         &["hidden", "gone", "stays"],
     );
 }
+
+/// A CPU flushes what it has cached while another thread blocks the table: where it still finds the way down, the flush that
+/// it answered is no proof that the table may be taken.
+///
+/// Fails if the number of a block is read before the MMU lost the table, or if a fence draws its number after it began.
+#[test]
+fn block_beside_a_fence() {
+    race(
+        None,
+        || {
+            let machine = Machine::new(K4, &[entry(PD, 0)]);
+            machine.map(0, K4, 0);
+            machine
+        },
+        |machine| machine.table.block(at(0, M2)),
+        |machine| {
+            // This CPU has left the guest by now, and enters it again while the shootdown waits for walks of the host.
+            let ticket = machine.table.fence().unwrap();
+            let found = machine.guest_reads(0);
+            (wait(|| machine.table.fenced(&ticket)), found)
+        },
+        |machine, blocked, (fence, found)| {
+            blocked.unwrap();
+            let mut owed = machine.table.obligation();
+            match machine.table.remove_subtree(at(0, M2), &fence, &mut owed) {
+                Ok(()) => {
+                    assert_eq!(found, None, "the guest has cached what was taken");
+                    "covered"
+                }
+                Err(TableError::NotFenced { .. }) => "not covered",
+                Err(error) => panic!("{error}"),
+            }
+        },
+        &["covered", "not covered"],
+    );
+}
