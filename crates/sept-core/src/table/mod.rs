@@ -37,7 +37,7 @@ pub use range::{
 };
 pub use runs::{Run, Runs};
 pub use teardown::{Teardown, Torn};
-pub use translate::{Translation, Walker};
+pub use translate::{ExclusiveWalker, Translation, Walker};
 pub use walk::Found;
 
 use crate::{
