@@ -4,7 +4,7 @@ use crate::common::{BASE, Bench, frames};
 use seamcall::Regs;
 use sept_core::{Gpa, Hpa, Level};
 use tdx_model::boot::{self, TdSpec};
-use tdx_model::{Accept, Fault, Interrupts, Leaf, Lifecycle, Machine, ModuleVersion, Status};
+use tdx_model::{Accept, Fault, GuestFault, Interrupts, Leaf, Lifecycle, Machine, ModuleVersion, Status};
 
 const GPA: u64 = 0x4000_0000;
 
@@ -242,7 +242,7 @@ fn a_vcpu_that_only_faults_is_not_entered() {
     let read = || b.guest().read(Gpa::truncate(GPA + 0x123 * 8));
     for _ in 0..7 {
         b.guest().enter(0).unwrap();
-        assert!(matches!(read(), Err(tdx_model::GuestFault::Exit(_))));
+        assert!(matches!(read(), Err(GuestFault::Exit(_))));
     }
     // Now without a guest instruction, as an EPT violation (exit reason 48) at that page.
     let out = b.call(Leaf::VpEnter, b.td.vcpus[0].raw(), 0, 0);
@@ -257,4 +257,32 @@ fn a_vcpu_that_only_faults_is_not_entered() {
     b.block_and_track(GPA);
     b.ok(Leaf::PageRemove, GPA, b.tdr(), 0);
     assert_eq!(b.guest().enter(0), Err(Status(48)));
+}
+
+/// An entry that ends at once with a fault has brought the vCPU into the new epoch all the same: what it had cached is gone.
+#[test]
+fn a_vcpu_that_is_not_entered_loses_its_translations_too() {
+    let spec = TdSpec { vcpus: 2, ..TdSpec::default() };
+    let b = Bench::new(Machine::builder(), spec);
+    let kept = GPA + 0x1000;
+    b.tables(GPA, Level::L4K);
+    b.aug(kept, Level::L4K, b.frame());
+    b.accept(kept, Level::L4K);
+    b.guest().enter(0).unwrap();
+    b.guest().write(Gpa::truncate(kept), 1).unwrap();
+    for _ in 0..7 {
+        assert!(matches!(b.guest().read(Gpa::truncate(GPA)), Err(GuestFault::Exit(_))));
+        let _ = b.guest().enter(0);
+    }
+    assert!(!b.guest().is_inside());
+    b.block_and_track(kept);
+    assert_eq!(b.guest().enter(0), Err(Status(48)), "in the new epoch");
+    b.ok(Leaf::PageRemove, kept, b.tdr(), 0);
+    b.aug(GPA, Level::L4K, b.frame());
+    let other = b.machine.guest(b.td.vcpus[1]);
+    other.enter(1).unwrap();
+    other.accept(Gpa::truncate(GPA), Level::L4K).unwrap();
+    b.guest().enter(0).unwrap();
+    assert!(matches!(b.guest().read(Gpa::truncate(kept)), Err(GuestFault::Exit(_))));
+    assert!(b.machine.violations().iter().all(|violation| violation.stale.is_none()));
 }
