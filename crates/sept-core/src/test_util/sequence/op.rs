@@ -2,7 +2,7 @@
 
 use crate::{Level, Permissions, test_util::MockFault, test_util::MockOp};
 
-/// A 4 KiB page in one of the windows of guest address space that a [`Run`](super::Run) looks at.
+/// A 4 KiB page in one of the windows of guest address space that a sequence looks at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[expect(clippy::exhaustive_structs, reason = "written down in tests")]
 pub struct Spot {
