@@ -1,7 +1,5 @@
 //! What a machine is made of: module version, key ids, TDMRs, SEAM range.
 
-use crate::abi::PAGE;
-
 /// The TDX module whose answers are given. (TDX module ABI, "Version differences".)
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
 pub enum ModuleVersion {
@@ -215,14 +213,14 @@ impl Config {
         hpa & self.hkid.mask() == 0 && hpa >> self.max_pa_bits == 0
     }
 
-    /// Whether the page at `hpa` may be read by the module as ordinary shared memory.
-    pub(crate) fn shared_operand(&self, hpa: u64, alignment: u64) -> bool {
+    /// Whether the module may use the `bytes` at `hpa`, aligned to their number, as ordinary shared memory.
+    pub(crate) fn shared_operand(&self, hpa: u64, bytes: u64) -> bool {
         let key = (hpa & self.hkid.mask()) >> self.hkid.start_bit;
         let address = hpa & !self.hkid.mask();
         let (base, size) = self.seamrr;
-        hpa.is_multiple_of(alignment)
+        hpa.is_multiple_of(bytes)
             && hpa >> self.max_pa_bits == 0
             && key < u64::from(self.hkid.private_min)
-            && !(address < base + size && base < address + PAGE)
+            && !(address < base + size && base < address + bytes)
     }
 }

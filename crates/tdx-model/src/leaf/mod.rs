@@ -193,6 +193,8 @@ const fn clear_outputs(c: &mut Ctx, leaf: Leaf) {
             c.out.r10 = 0;
         }
         Leaf::SysTdmrInit => c.out.rdx = 0,
+        // Only a refused CPUID configuration puts something there.
+        Leaf::MngInit => c.out.rcx = 0,
         Leaf::SysInfo => {
             c.out.rdx = 0;
             c.out.r9 = 0;

@@ -128,20 +128,19 @@ impl Session<'_> {
         }
         self.lock_epoch(c, td, Mode::Shared)?;
         self.pause(c, Point::Commit);
-        if !self.td(td).vcpus[vcpu].stepped_pages.is_empty() {
-            // A guest that may be stepped: nobody changes the tree while the module looks at it.
-            self.lock_tree(c, td, Mode::Exclusive)?;
-            self.adopt_epoch(td, vcpu, new);
-            if let Some(page) = self.stepping_at(td, vcpu) {
-                c.out = seamcall::Regs { rcx: 2, r8: page, ..seamcall::Regs::default() };
-                return Err(Status(EPT_VIOLATION));
-            }
-        }
         // Another processor may have tried the same vCPU: only one of them wins.
         if self.td(td).vcpus[vcpu].inside {
             return Err(Status::VCPU_STATE_INCORRECT);
         }
         self.adopt_epoch(td, vcpu, new);
+        if !self.td(td).vcpus[vcpu].stepped_pages.is_empty() {
+            // A guest that may be stepped: nobody changes the tree while the module looks at it.
+            self.lock_tree(c, td, Mode::Exclusive)?;
+            if let Some(page) = self.stepping_at(td, vcpu) {
+                c.out = seamcall::Regs { rcx: 2, r8: page, ..seamcall::Regs::default() };
+                return Err(Status(EPT_VIOLATION));
+            }
+        }
         let domain = self.td_mut(td);
         domain.refcount[(domain.td_epoch & 1) as usize] += 1;
         let cpu = &mut domain.vcpus[vcpu];

@@ -100,6 +100,24 @@ fn td_params_are_checked_field_by_field() {
     }
 }
 
+/// MNG.INIT returns RCX 0, whatever comes of it. TD_PARAMS may end where SEAM memory begins. (`tdh_mng_init.c`)
+#[test]
+fn td_params_up_to_seam_memory() {
+    let machine = Machine::builder().memory(BASE, 1).seamrr(0x8000_0000, 0x200_0000).build();
+    let call = |rax, rcx, rdx| machine.lp(0).raw(Regs { rax, rcx, rdx, ..Regs::default() });
+    assert_eq!((call(9, BASE, 33).rax, call(8, BASE, 0).rax), (0, 0));
+    (1..7).for_each(|page| assert_eq!(call(1, BASE + page * 4096, BASE).rax, 0));
+    let at = 0x7FFF_FC00;
+    machine.host_write_bytes(Hpa::truncate(at), &boot::td_params(&TdSpec::default()));
+    let init = |at| call(21, BASE, at);
+    let refused = init(0x8000_0000);
+    assert_eq!((refused.rax, refused.rcx, refused.rdx), (0xC000_0100_0000_0002, 0, 0x8000_0000));
+    let done = init(at);
+    assert_eq!((done.rax, done.rcx, done.rdx), (0, 0, at));
+    let again = init(at);
+    assert_eq!((again.rax, again.rcx), (0xC000_0608_0000_0000, 0));
+}
+
 #[test]
 fn five_levels_and_wide_addresses() {
     let spec = TdSpec { sept_levels: 5, wide_gpa: true, ..TdSpec::default() };
@@ -250,7 +268,11 @@ fn a_vcpu_that_only_faults_is_not_entered() {
     assert!(!b.guest().is_inside());
     assert_eq!(b.machine.td(b.td.tdr).unwrap().refcount, [0, 0]);
     let hold = b.machine.hold_td(b.td.tdr, tdx_model::TdLock::SeptTree, tdx_model::Access::Shared).unwrap();
+    b.fence();
     assert_eq!(b.guest().enter(0), Err(Status(0x8000_0200_0000_0092)));
+    let vcpu_epoch = b.call(Leaf::VpRd, b.td.vcpus[0].raw(), 0xA020_0003_0000_0006, 0);
+    assert_eq!((vcpu_epoch.rax, vcpu_epoch.r8), (0, 2), "it had got as far as the new epoch");
+    assert_eq!(b.machine.td(b.td.tdr).unwrap().refcount, [0, 0], "and was not counted into it");
     b.machine.release(hold);
     b.aug(GPA, Level::L4K, b.frame());
     assert_eq!(b.guest().enter(0), Err(Status(48)), "pending is not usable");
