@@ -208,9 +208,9 @@ impl Config {
         0x000F_FFFF_FFFF_F000 & !self.hkid.mask()
     }
 
-    /// Whether `hpa` is a well-formed private address: no key id, below the limit.
+    /// Whether `hpa` is a well-formed private address: no key id, and 52 bits, whatever the platform has.
     pub(crate) const fn plain(&self, hpa: u64) -> bool {
-        hpa & self.hkid.mask() == 0 && hpa >> self.max_pa_bits == 0
+        hpa & self.hkid.mask() == 0 && hpa >> 52 == 0
     }
 
     /// Whether the module may use the `bytes` at `hpa`, aligned to their number, as ordinary shared memory.
