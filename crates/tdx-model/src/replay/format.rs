@@ -208,8 +208,8 @@ pub(super) struct EndTd {
     pub(super) chldcnt: Option<Hex>,
     pub(super) op_state: Option<Named>,
     pub(super) td_epoch: Option<Hex>,
-    pub(super) refcount: Option<[u16; 2]>,
-    pub(super) vcpu_epoch: Option<Vec<u64>>,
+    pub(super) refcount: Option<[Hex; 2]>,
+    pub(super) vcpu_epoch: Option<Vec<Hex>>,
     pub(super) sept: Option<Vec<SeptRow>>,
 }
 
