@@ -23,7 +23,8 @@ pub struct Translation {
 
 impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// What the guest reaches at `gpa`: `None` for a hole, where the page or a table above it is blocked, and for an entry
-    /// that is being changed at this moment ([`SecurePageTable::lookup`] tells these apart). One read per level.
+    /// that is being changed at this moment ([`SecurePageTable::lookup`] tells these apart; a table that an MMU walks is no
+    /// obstacle while it is changed). One read per level.
     #[inline]
     #[must_use]
     pub fn translate(&self, gpa: Gpa) -> Option<Translation> {
