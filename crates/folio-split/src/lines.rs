@@ -16,6 +16,12 @@ pub(crate) fn possible<S: PageSet + ?Sized>(small: &S, first: u64) -> bool {
     small.line(first >> LINE, &mut [0; 64])
 }
 
+/// The last member of a line, counted from its first page.
+pub(crate) fn last(line: &Line) -> Option<u64> {
+    let (word, bits) = line.iter().enumerate().rev().find(|&(_, &bits)| bits != 0)?;
+    Some((word as u64) << 6 | u64::from(63_u32.saturating_sub(bits.leading_zeros())))
+}
+
 /// Counts like [`tally::count`](crate::tally::count) a block of `order`, at least that of a line.
 pub(crate) fn count<S: PageSet + ?Sized>(
     order: Order,
@@ -25,8 +31,9 @@ pub(crate) fn count<S: PageSet + ?Sized>(
     touched: &mut [u64; Order::COUNT],
 ) {
     let Some((below, above)) = touched.split_at_mut_checked(LINE.into()) else { return };
+    let Some(above) = above.get_mut(..=order.index().saturating_sub(LINE.into())) else { return };
     let mut lines = Lines { orders, touched: below, full: [0; LINE as usize] };
-    let mut tally = Tally::new(order.index().saturating_sub(LINE.into()), above);
+    let mut tally = Tally::new(above);
     let (mut at, end) = (first >> LINE, first.saturating_add(order.pages()) >> LINE);
     let mut line = [0; 64];
     // Ends with the lines: `at` grows each time round.

@@ -60,8 +60,16 @@ fn runs_that_stay_large() {
         let step = t.step(0, seam);
         let spliced = mixed_reference(4, orders, sb & low | sa & !low, lb & low | la & !low);
         assert_eq!(orders_of(&step.to_layout()), spliced);
-        let less = FolioLayout::new(block(4), orders, Minus(a, Large(words[3].as_slice())));
-        assert_eq!(orders_of(&less), mixed_reference(4, orders, sa, la & !lb));
+        let less = FolioLayout::new(block(4), orders, Minus(a, 0..seam));
+        assert_eq!(orders_of(&less), mixed_reference(4, orders, sa & !low, la & !low));
+        // Two sets of pages that may stay large are one, wherever the runs of one end inside those of the other.
+        let both = Union(a, b);
+        assert_eq!(
+            orders_of(&FolioLayout::new(block(4), orders, both)),
+            mixed_reference(4, orders, sa | sb, la | lb)
+        );
+        let counts = FolioLayout::new(block(4), orders, both).counts();
+        check_counts(4, &mixed_reference(4, orders, sa | sb, la | lb), &counts);
     }
 }
 

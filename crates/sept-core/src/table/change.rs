@@ -105,12 +105,12 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
             Entry::Table { .. } | Entry::Leaf { .. } => return Ok(()),
             _ => return Err(occupied(at, &slot)),
         }
-        self.freeze(at, &mut slot)?;
+        self.hide(at, &mut slot)?;
         if let Err(error) = self.external.block(at) {
             self.thaw(&slot);
             return Err(TableError::External { at, error });
         }
-        // Stamped after the TEE blocked it: a fence that began meanwhile must not count.
+        // Stamped after it was hidden, by the TEE or here: a fence that began meanwhile must not count.
         self.publish(at, &slot, slot.entry.with_blocked(Some(Stamp::of(self.stamp()))));
         Ok(())
     }

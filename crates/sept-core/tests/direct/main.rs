@@ -6,5 +6,6 @@
     reason = "tests fail by panicking; their numbers are small"
 )]
 
+mod fences;
 mod ranges;
 mod rig;

@@ -184,6 +184,7 @@ impl<F: Subject> Word<F> {
         if level > Level::L4K {
             assert_eq!(F::next(config, level, raw), table, "{raw:#x} at {level}: next");
         }
+        assert_eq!(F::walks_on(config, level, raw), walks_on, "{raw:#x} at {level}: walks_on");
         assert_eq!(F::open_leaf(config, level, raw), page, "{raw:#x} at {level}: open_leaf");
         assert_eq!(F::vacant(config, level, raw), entry == Entry::Free && !inhibit, "{raw:#x}: vacant");
         match entry {
