@@ -198,9 +198,14 @@ fn an_unknown_leaf_is_a_skip_and_the_rest_is_not_judged() {
         r#"{"seq":0,"leaf":"TDG.VP.INFO","td":1,"vcpu":0,"in":{},"out":{"rax":"0x0"}}"#,
         r#"{"seq":0,"leaf":"SIM.SOMETHING","in":{},"out":{}}"#,
         r#"{"seq":0,"leaf":"RAW","in":{"rax":"0x44"},"out":{"rax":"0x0"}}"#,
+        r#"{"seq":0,"leaf":"TDH.EXPORT.MEM","in":{"list":["0x1"]},"out":{"rax":"0x0","count":3}}"#,
+        r#"{"seq":0,"leaf":"TDX.SOMETHING"}"#,
     ] {
         assert_eq!(outcome(&[unknown, wrong, END]).0, (0, 0, 1), "{unknown}");
         assert_eq!(outcome(&[wrong, unknown, END]).0, (0, 1, 0), "{unknown}");
+        let strange = [r#"{"seq":0,"leaf":"TDH.MEM.TRACK","in":7}"#, r#"{"seq":0,"end":{"tds":3}}"#];
+        assert_eq!(outcome(&[unknown, strange[0], strange[1]]).0, (0, 0, 1), "{unknown}");
+        assert_eq!(outcome(&[unknown, "nonsense", END]).0, (0, 1, 0), "{unknown}");
     }
     // No leaf of the module at all, and one with bits that must be zero.
     for rax in ["0x2a", "0xc8", "0x1000044", "0x10044"] {

@@ -2,6 +2,7 @@
 
 use seamcall::Regs;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::number::{Hex, Named, flag, number, optional};
 use super::platform::{Header, PamtRow, one};
@@ -28,6 +29,13 @@ pub(super) struct Line {
     input: Option<Input>,
     out: Option<Output>,
     pub(super) end: Option<End>,
+}
+
+/// What a line is about, whatever it says.
+#[derive(Deserialize)]
+pub(super) struct Outline {
+    pub(super) leaf: Option<String>,
+    pub(super) end: Option<IgnoredAny>,
 }
 
 /// One step.

@@ -166,11 +166,7 @@ impl Replay {
     fn line(&mut self, number: u64, text: &str, tell: &mut impl FnMut(Event<'_>)) -> Result<(), String> {
         let mut line: format::Line = match serde_json::from_str(text) {
             Ok(line) => line,
-            Err(error) => {
-                let sequence = self.current.as_mut().ok_or_else(|| error.to_string())?;
-                sequence.unreadable(number, &error.to_string(), tell);
-                return Ok(());
-            }
+            Err(error) => return self.strange_line(number, text, error.to_string(), tell),
         };
         let begins = line.header.is_some() || line.name.is_some();
         if let Some(mut unfinished) = self.current.take_if(|_| begins) {
@@ -207,8 +203,33 @@ impl Replay {
                     sequence.step(start, &step, tell);
                 }
                 Ok(_) => {}
-                Err(reason) => sequence.unreadable(number, &reason, tell),
+                Err(reason) => return self.strange_line(number, text, reason, tell),
             }
+        }
+        Ok(())
+    }
+
+    /// A line that says something else than the lines of a sequence do. A leaf that the model does not know may have
+    /// operands that it does not know; what comes after such a leaf is not judged.
+    fn strange_line(
+        &mut self,
+        number: u64,
+        text: &str,
+        reason: String,
+        tell: &mut impl FnMut(Event<'_>),
+    ) -> Result<(), String> {
+        let Some(sequence) = &mut self.current else { return Err(reason) };
+        match serde_json::from_str::<format::Outline>(text) {
+            Ok(format::Outline { leaf: Some(leaf), .. }) if !ops::knows(&leaf) => {
+                sequence.unknown.get_or_insert(leaf);
+            }
+            Ok(outline) if sequence.unknown.is_some() => {
+                if outline.end.is_some() {
+                    sequence.count(&mut self.tally, tell);
+                    self.current = None;
+                }
+            }
+            _ => sequence.unreadable(number, &reason, tell),
         }
         Ok(())
     }
