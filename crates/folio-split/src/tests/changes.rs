@@ -130,6 +130,25 @@ fn runs_of_changes_are_those_of_the_lists() {
     }
 }
 
+/// What two bitmaps have in common bounds the folios behind it, though it is not read page by page.
+#[test]
+fn lines_that_are_alike_bound_what_comes_after() {
+    let pages = |lines: Range<usize>, line: usize| {
+        let mut words = std::vec![0_u64; 256];
+        words[lines.start * 64..lines.end * 64].fill(0x5555_5555_5555_5555);
+        words[line * 64] |= 1 << 8;
+        words
+    };
+    for (last, order) in [(3, 12), (2, 13), (1, 13)] {
+        let (from, to) = (pages(0..last, 0), pages(0..last, 3));
+        let t = Transition::new(block(14), OrderSet::ALL, from.as_slice(), to.as_slice());
+        let first = Order::new(order).unwrap();
+        let whole = block(14).part(3 << 12 & !(first.pages() - 1), first).unwrap();
+        assert_eq!(t.changes(0..1 << 14).collect::<Vec<_>>(), [Change::Split(whole)]);
+        assert_eq!(t.reversed().changes(0..1 << 14).collect::<Vec<_>>(), [Change::Merge(whole)]);
+    }
+}
+
 /// Where single pages of both sets are passed over in lines, the folios after them begin where they should.
 #[test]
 fn lines_that_are_alike_are_passed_over() {
