@@ -144,6 +144,8 @@ type Error = TableError<MockRefusal>;
 struct Machine {
     table: Table,
     pool: Pool,
+    /// A fence that ended before anything was blocked: a proof of nothing.
+    early: Fenced,
 }
 
 impl Machine {
@@ -162,7 +164,9 @@ impl Machine {
         let table = Table::new(TdxConfig::LEVELS_4, memory, tee, root);
         let tables = if level == K4 { 3 } else { 2 };
         table.link_to(at(0, level), None, &mut stock(&pool, tables, tables)).unwrap();
-        Self { table, pool }
+        let ticket = table.fence().unwrap();
+        let early = table.fenced(&ticket).unwrap();
+        Self { table, pool, early }
     }
 
     fn tee(&self) -> &MockTee {
@@ -184,8 +188,11 @@ impl Machine {
     }
 
     fn settle(&self, owed: Obligation) {
-        let quiet = self.grace();
-        self.table.settle(owed, &quiet, &self.pool).unwrap();
+        if !owed.is_empty() {
+            let refused = self.table.settle(owed, &self.early.quiet(), &self.pool).unwrap_err();
+            let quiet = self.grace();
+            self.table.settle(refused.rest, &quiet, &self.pool).unwrap();
+        }
     }
 
     /// Tables of the mirror, and as many of the TEE, are all that is out of the pool; both sides have the same pages; and
@@ -293,9 +300,14 @@ fn look_under_split_and_merge() {
         |machine| {
             let (place, mut owed) = (at(0, M2), machine.table.obligation());
             machine.table.block(place).unwrap();
+            let mut store = stock(&machine.pool, 1, 1);
+            let early = machine.table.split(place, &machine.early, &mut store);
+            assert_eq!(early, Err(TableError::NotFenced { at: place }));
             let fence = machine.fence();
-            machine.table.split(place, &fence, &mut stock(&machine.pool, 1, 1)).unwrap();
+            machine.table.split(place, &fence, &mut store).unwrap();
             machine.table.block(place).unwrap();
+            let early = machine.table.merge(place, &machine.early, &mut owed);
+            assert_eq!(early, Err(TableError::NotFenced { at: place }));
             let fence = machine.fence();
             machine.table.merge(place, &fence, &mut owed).unwrap();
             machine.settle(owed);
