@@ -28,8 +28,8 @@
 //! * [`TdDescription`] says what the TD is: TDR, key ids and where they sit in an address, depth of the S-EPT,
 //!   whether Dynamic PAMT is enabled, whether PROMOTE takes the tree lock exclusively, and the [`RetryBudget`].
 //! * BUSY and INTERRUPTED_RESTARTABLE are retried under the budget, with the same operands; then the error comes out,
-//!   of class `Retry` or `Quiesce`. Before a BUSY of an entry comes out, the entry is read with SEPT.RD, under the same
-//!   budget: the module otherwise keeps the guest from accepting it ([`SeamcallError::is_entry_busy`]). Where even
+//!   of class `Retry` or `Quiesce`. Before it comes out, an entry whose lock was not got is read with SEPT.RD, under the
+//!   same budget: the module otherwise keeps the guest from accepting it ([`SeamcallError::is_entry_busy`]). Where even
 //!   that was busy, `probe` the entry until it succeeds.
 //! * A change that is given up is undone by its caller: `unblock`, and again later.
 //! * `fence` is TRACK and a shootdown; it is started, and polled with `fenced`.

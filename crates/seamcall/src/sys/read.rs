@@ -2,7 +2,8 @@
 
 use crate::operand::invoke;
 use crate::{
-    FieldId, FieldValue, Leaf, Operand, PlatformField, Regs, SeamcallError, Transport, error::require_level,
+    FieldId, FieldValue, Leaf, Operand, PlatformField, Regs, SeamcallError, Status, Transport,
+    error::require_level, transport::Call,
 };
 use sept_core::{Frame, Level};
 
@@ -47,9 +48,13 @@ pub fn info<T: Transport + ?Sized>(t: &T, buffer: &mut Frame) -> Result<InfoSize
 /// Operands: `RDX` buffer, `R8` first field id ([`FieldId::NONE`] for all). Output: `R8` the field to go on with,
 /// `None` after the last. Any module state, on a CPU that is initialised.
 ///
+/// A buffer that is full before the last field is no error here (the module says `METADATA_LIST_OVERFLOW`): read it,
+/// then call again from the field that comes back.
+///
 /// # Errors
 ///
-/// In check order: `SYS_LP_INIT_NOT_DONE`, `OPERAND_INVALID|RDX`, `METADATA_FIELD_ID_INCORRECT`.
+/// In check order: `SYS_LP_INIT_NOT_DONE`, `OPERAND_INVALID|RDX`, `METADATA_FIELD_ID_INCORRECT`;
+/// `METADATA_LIST_OVERFLOW` only if nothing was written.
 ///
 /// Source: TDX module ABI, TDH.SYS.RDALL; `tdh_sys_rdall.c` of module 1.5.01.
 #[inline]
@@ -60,8 +65,12 @@ pub fn rd_all<T: Transport + ?Sized>(
 ) -> Result<Option<FieldId>, SeamcallError> {
     let leaf = Leaf::SYS_RDALL;
     require_level(buffer, Level::L4K, leaf, Operand::RDX)?;
-    let regs = Regs { rdx: buffer.hpa().raw(), r8: first.raw(), ..Regs::new() };
-    invoke(t, leaf, regs).map(|out| FieldId::next(out.r8))
+    let regs = Regs { rax: leaf.rax(), rdx: buffer.hpa().raw(), r8: first.raw(), ..Regs::new() };
+    let out = t.call(Call::new(regs));
+    let status = Status::from_raw(out.rax);
+    let next = FieldId::next(out.r8);
+    let full = status.is(Status::METADATA_LIST_OVERFLOW) && next.is_some_and(|next| next != first);
+    if full || status.is_success() { Ok(next) } else { Err(SeamcallError::from_output(leaf, None, &out)) }
 }
 
 /// TDH.SYS.RD (34): reads a metadata field of the platform, and says which comes next (`None` after the last).

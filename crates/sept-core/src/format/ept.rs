@@ -153,6 +153,12 @@ impl Format for Ept {
     }
 
     #[inline]
+    fn walks_on(_: EptConfig, level: Level, raw: u64) -> Option<Hpa> {
+        let frozen = raw & RWX != 0 && raw & (HELD | OPEN) == 0 && !is_leaf(level, raw);
+        if frozen { Some(Hpa::truncate(raw & ADDRESS)) } else { None }
+    }
+
+    #[inline]
     fn update(config: EptConfig, level: Level, old: u64, entry: Entry) -> u64 {
         let word = match entry {
             Entry::Free => inhibit(level, old),

@@ -210,6 +210,13 @@ pub trait Format: sealed::Sealed + 'static {
     /// The table that `raw`, found at `level`, leads to, if it is a table that is neither blocked nor closed.
     fn next(config: Self::Config, level: Level, raw: u64) -> Option<Hpa>;
 
+    /// The table that `raw`, found at `level`, leads an MMU to while it is being changed. None where no MMU walks.
+    #[inline]
+    fn walks_on(config: Self::Config, level: Level, raw: u64) -> Option<Hpa> {
+        let _ = (config, level, raw);
+        None
+    }
+
     /// The page that `raw`, found at `level`, maps, if it is a page that is not blocked.
     #[inline]
     fn open_leaf(config: Self::Config, level: Level, raw: u64) -> Option<Hpa> {

@@ -153,6 +153,12 @@ impl Format for X86 {
     }
 
     #[inline]
+    fn walks_on(config: X86Config, level: Level, raw: u64) -> Option<Hpa> {
+        let frozen = raw & (PRESENT | HELD | OPEN) == PRESENT && !is_leaf(level, raw);
+        if frozen { Some(Hpa::truncate(raw & config.address)) } else { None }
+    }
+
+    #[inline]
     fn update(config: X86Config, level: Level, old: u64, entry: Entry) -> u64 {
         // Of bits 51:12 those that are no address are the C-bit.
         let at = |hpa: Hpa| hpa.raw() & config.address | ADDRESS & !config.address | config.user;

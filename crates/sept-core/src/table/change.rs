@@ -105,12 +105,12 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
             Entry::Table { .. } | Entry::Leaf { .. } => return Ok(()),
             _ => return Err(occupied(at, &slot)),
         }
-        self.freeze(at, &mut slot)?;
+        self.hide(at, &mut slot)?;
         if let Err(error) = self.external.block(at) {
             self.thaw(&slot);
             return Err(TableError::External { at, error });
         }
-        // Stamped after the TEE blocked it: a fence that began meanwhile must not count.
+        // Stamped after it was hidden, by the TEE or here: a fence that began meanwhile must not count.
         self.publish(at, &slot, slot.entry.with_blocked(Some(Stamp::of(self.stamp()))));
         Ok(())
     }
@@ -134,7 +134,8 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         Ok(())
     }
 
-    /// Gives the page at `at` other permissions; a blocked page will have them when it is unblocked. Fewer permissions
+    /// Gives the page at `at` other permissions; a blocked page will have them when it is unblocked, where
+    /// the format keeps permissions over a block (the S-EPT does not). Fewer permissions
     /// hold for a running guest once a later fence has ended (TDX: write-blocking, BW_EPOCH). One walk, one call into
     /// the TEE.
     ///

@@ -51,8 +51,8 @@ impl<F: Format, M: TableMemory, X: External> Iterator for Entries<'_, F, M, X> {
             _ => table.lookup_pinned(gpa).ok()?,
         };
         let found = match found.entry {
-            // A neighbour turned out to be a table: walk down.
-            Entry::Table { .. } | Entry::Closed { .. } => table.lookup_pinned(gpa).ok()?,
+            // A neighbour turned out to be a table, or may lead to one: walk down.
+            Entry::Table { .. } | Entry::Closed { .. } | Entry::Frozen => table.lookup_pinned(gpa).ok()?,
             _ => found,
         };
         self.near = self.table_of(found);

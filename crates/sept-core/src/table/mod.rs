@@ -22,13 +22,14 @@ mod obligation;
 mod range;
 mod resize;
 mod runs;
+mod shed;
 mod teardown;
 mod translate;
 mod walk;
 
 pub use audit::{Broken, Census, Flaw};
 pub use entries::Entries;
-pub use exclusive::{Exclusive, Unmapped};
+pub use exclusive::Exclusive;
 pub use fences::{FenceTicket, Fenced, Quiet};
 pub use obligation::{Obligation, Unsettled};
 pub use range::{
@@ -36,15 +37,25 @@ pub use range::{
     SplitPlan, SplitRefused, Turn,
 };
 pub use runs::{Run, Runs};
+pub use shed::Unmapped;
 pub use teardown::{Teardown, Torn};
-pub use translate::{Translation, Walker};
+pub use translate::{ExclusiveWalker, Translation, Walker};
 pub use walk::Found;
 
 use crate::{
     Class, Classify, Entry, External, Format, Frame, FrameNeeds, Gpa, GpaEntry, Hpa, Level, Permissions,
     SideWord, TableMemory, Word,
 };
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
+use sync::AtomicU64;
+
+/// The atomics of the table itself: those of its models under `--cfg loom`.
+mod sync {
+    #[cfg(not(loom))]
+    pub(super) use core::sync::atomic::{AtomicU64, fence};
+    #[cfg(loom)]
+    pub(super) use loom::sync::atomic::{AtomicU64, fence};
+}
 
 /// A secure page table: format `F` in memory `M`, in front of the TEE's table `X`.
 ///
@@ -79,7 +90,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 ///
 /// *Why no fence is credited with too much.* An entry is stamped with the number of fences started, read after it was
 /// hidden and before it is published; a fence draws its number before it starts. Both are updates of one counter, so a
-/// fence with the stamp's number or a later one has seen the block. A walk that begins after such a fence meets the entry
+/// fence with the stamp's number or a later one has seen the block. What an MMU walks is hidden from it by the step that
+/// freezes the entry for a block, not by the one that publishes it. A walk that begins after such a fence meets the entry
 /// frozen or blocked, never as it was.
 ///
 /// *Memory.* Tables come out of a [`FrameStore`](crate::FrameStore) that was filled before; nothing here allocates. The side

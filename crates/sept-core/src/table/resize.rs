@@ -1,9 +1,9 @@
 //! Split a page into 512, merge 512 pages into one. Content and acceptance stay as they are.
 
-use super::{Fenced, Obligation, SecurePageTable, TableError, walk::occupied};
+use super::{Fenced, Obligation, SecurePageTable, TableError, sync::fence, walk::occupied};
 use crate::memory::{FANOUT, LINES};
 use crate::{Entry, External, Format, Frame, FrameStore, GpaEntry, Hpa, Level, TableMemory, Word};
-use core::sync::atomic::{Ordering, fence};
+use core::sync::atomic::Ordering;
 
 impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// Splits the blocked and fenced page at `at`, with exactly [`SecurePageTable::table_cost`] frames of `from`.

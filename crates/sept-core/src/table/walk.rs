@@ -92,17 +92,19 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         Ok(Found { at: GpaEntry::containing(gpa, Level::L4K), entry, hidden: false })
     }
 
-    /// Where a walk ends that met no open table in the word `raw` of `level`; blocked and closed ones it goes through.
+    /// Where a walk ends that met no open table in the word `raw` of `level`; blocked and closed ones it goes through, and
+    /// those that an MMU walks while they are being changed.
     pub(super) fn end_of_walk(&self, level: Level, raw: u64, gpa: Gpa) -> Found {
         let (mut level, mut raw, mut hidden) = (level, raw, false);
         loop {
             let entry = F::decode(self.config, level, raw);
-            let (hpa, blocked) = match entry {
-                Entry::Table { hpa, blocked } => (hpa, blocked.is_some()),
-                Entry::Closed { hpa, .. } => (hpa, false),
-                _ => return Found { at: GpaEntry::containing(gpa, level), entry, hidden },
+            let through = match entry {
+                Entry::Table { hpa, blocked } => Some((hpa, blocked.is_some())),
+                Entry::Closed { hpa, .. } => Some((hpa, false)),
+                Entry::Frozen => F::walks_on(self.config, level, raw).map(|hpa| (hpa, false)),
+                _ => None,
             };
-            let Some(child) = level.child() else {
+            let (Some((hpa, blocked)), Some(child)) = (through, level.child()) else {
                 return Found { at: GpaEntry::containing(gpa, level), entry, hidden };
             };
             hidden |= blocked;
@@ -226,6 +228,12 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
             return Err(TableError::Contended { at });
         }
         self.replace(at, slot, |old| F::update(self.config, at.level(), old, Entry::Frozen))
+    }
+
+    /// Takes the entry as [`Self::freeze`] does, and out of the reach of an MMU at once: what it walks on through a table that
+    /// is being changed would escape a fence that begins before the entry is published as blocked.
+    pub(super) fn hide(&self, at: GpaEntry, slot: &mut Slot) -> Result<(), TableError<X::Error>> {
+        self.replace(at, slot, |_| F::encode(self.config, at.level(), Entry::Frozen))
     }
 
     /// Replaces the word of `slot`, as it was but for bits that an MMU has set since, which `to` is given too.
