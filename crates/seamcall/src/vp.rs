@@ -23,7 +23,7 @@
 //!         guest = match Exit::decode(&out.regs(), config) {
 //!             // What the guest did not choose is 0 in `out`, and is not read.
 //!             Exit::MapGpa(request) => out.with_reply(convert(request)),
-//!             Exit::BadMapGpa(_) => out.with_reply(MapGpaReply::INVALID),
+//!             Exit::BadMapGpa(error) => out.with_reply(error.reply()),
 //!             exit => return (exit, out),
 //!         };
 //!     }
@@ -175,8 +175,8 @@ pub fn rd_next<T: Transport + ?Sized>(
 ///
 /// # Errors
 ///
-/// In check order: as [`rd`], then `METADATA_FIELD_NOT_WRITABLE`, `METADATA_WR_MASK_NOT_VALID`,
-/// `METADATA_FIELD_VALUE_NOT_VALID`, `TD_VMCS_FIELD_ERROR`.
+/// In check order: as [`rd`], then `METADATA_FIELD_NOT_WRITABLE` (none of the bits is), `METADATA_FIELD_VALUE_NOT_VALID`,
+/// `TD_VMCS_FIELD_NOT_INITIALIZED` with the field of the VMCS: posted interrupts before their vector or descriptor.
 ///
 /// Source: TDX module ABI, TDH.VP.WR; `tdh_vp_rd_wr.c` of module 1.5.01.
 #[inline]
