@@ -9,7 +9,7 @@
 use crate::{
     FolioLayout, Order, PageSet, PfnBlock,
     layout::{Walls, order_below},
-    lines::{self, LINE},
+    lines::LINE,
     tally::FEW,
 };
 
@@ -112,7 +112,7 @@ impl<'a, S: PageSet> Side<'a, S> {
         self.walls.seek(&self.layout, page);
         let behind = order_below(page, self.walls.next());
         let before = if gap == 0 { Order::MAX } else { order_below(page, gap.wrapping_sub(1)) };
-        self.layout.orders().largest_within(behind.min(before).min(self.layout.block().order()))
+        self.layout.orders().largest_within(behind.min(before))
     }
 }
 
@@ -195,8 +195,9 @@ impl<'a, A: PageSet, B: PageSet> ChangeRuns<'a, A, B> {
                 return;
             }
             self.at = line.saturating_add(1) << LINE;
-            if let Some(last) = lines::last(&a) {
-                self.gap = self.gap.max((line << LINE | last).saturating_add(1));
+            // A folio that reaches back behind the line would hold all of it.
+            if a != [0; 64] {
+                self.gap = self.at;
             }
         }
     }
@@ -223,7 +224,6 @@ impl<A: PageSet, B: PageSet> Iterator for ChangeRuns<'_, A, B> {
                         self.skip_lines();
                     }
                 }
-                (At::Edge, At::Edge) => (self.at, self.gap) = (page, page),
                 _ => {
                     let change = self.change(page);
                     if change.is_some() {

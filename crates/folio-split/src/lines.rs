@@ -16,12 +16,6 @@ pub(crate) fn possible<S: PageSet + ?Sized>(small: &S, first: u64) -> bool {
     small.line(first >> LINE, &mut [0; 64])
 }
 
-/// The last member of a line, counted from its first page.
-pub(crate) fn last(line: &Line) -> Option<u64> {
-    let (word, bits) = line.iter().enumerate().rev().find(|&(_, &bits)| bits != 0)?;
-    Some((word as u64) << 6 | u64::from(63_u32.saturating_sub(bits.leading_zeros())))
-}
-
 /// Counts like [`tally::count`](crate::tally::count) a block of `order`, at least that of a line.
 pub(crate) fn count<S: PageSet + ?Sized>(
     order: Order,

@@ -64,8 +64,8 @@ pub(crate) fn count<S: PageSet + ?Sized>(
         tally.add(run.start >> smallest.raw(), last >> smallest.raw());
         // The rest of the block adds nothing.
         at = (last | smallest.mask()).saturating_add(1);
-        if edge <= at {
-            edge = edge_from(at.saturating_add(1));
+        if edge < at {
+            edge = edge_from(at);
         }
     }
 }

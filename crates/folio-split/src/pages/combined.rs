@@ -46,8 +46,7 @@ impl<S> Minus<S> {
     #[inline]
     fn outside(&self, next: impl Fn(u64) -> Option<Range<u64>>, from: u64) -> Option<Range<u64>> {
         let hole = &self.1;
-        let after = |at: u64| if hole.contains(&at) { hole.end } else { at };
-        let mut run = next(after(from))?;
+        let mut run = next(from)?;
         if hole.contains(&run.start) {
             run = next(hole.end)?;
         }

@@ -5,12 +5,12 @@ use crate::*;
 use std::vec::Vec;
 
 /// Layouts where runs may stay large, by the definition: a folio holds no small page, and all or nothing of a run.
-fn mixed_reference(order: u8, orders: OrderSet, small: u64, large: u64) -> Vec<u8> {
+pub(super) fn mixed_reference(order: u8, orders: OrderSet, small: u64, large: u64) -> Vec<u8> {
     let mut out = Vec::new();
     while out.len() < 1 << order {
         let at = out.len() as u64;
         let clean = |o: Order| {
-            let pages = (1_u64 << o.pages()).wrapping_sub(1) << (at & !(o.pages() - 1));
+            let pages = (u64::MAX >> (64 - o.pages().min(64))) << (at & !(o.pages() - 1));
             o == Order::PAGE
                 || o.raw() <= order && small & pages == 0 && (large & pages == 0 || large & pages == pages)
         };

@@ -7,6 +7,7 @@
 )]
 
 mod blocks;
+mod changes;
 mod commit;
 mod exhaustive;
 mod large;

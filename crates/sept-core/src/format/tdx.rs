@@ -17,6 +17,9 @@ use crate::{Hpa, Level};
 /// | 51:12 | address |
 /// | 62:52 | [`Stamp`](super::Stamp) of the block |
 ///
+/// A block ends a write-block: TDH.MEM.RANGE.BLOCK turns BLOCKEDW into BLOCKED, and TDH.MEM.RANGE.UNBLOCK makes that MAPPED. Nor
+/// can a blocked page be write-blocked. Source: TDX module 1.5.34, `tdh_mem_range_block.c`, `tdh_export_blockw.c`.
+///
 /// ```
 /// use sept_core::{Entry, Format, Hpa, LeafState, Level, TdxConfig, TdxMirror};
 /// let page = Entry::Leaf { hpa: Hpa::new(0x20_0000).unwrap(), state: LeafState::Pending, blocked: None };
@@ -125,7 +128,9 @@ impl Format for TdxMirror {
             }
             Entry::Leaf { hpa, state, .. } => {
                 let pending = if matches!(state, LeafState::Mapped) { 0 } else { PENDING };
-                LEAF | hpa.raw() & ADDRESS | pending | blocked | old & WRITE_BLOCKED
+                // What is blocked is not write-blocked any more.
+                let write_blocked = if blocked == 0 { old & WRITE_BLOCKED } else { 0 };
+                LEAF | hpa.raw() & ADDRESS | pending | blocked | write_blocked
             }
         }
     }
@@ -155,7 +160,11 @@ impl Format for TdxMirror {
         if !permissions.contains(Permissions::READ | Permissions::EXECUTE) {
             return None;
         }
-        let write = if permissions.contains(Permissions::WRITE) { 0 } else { WRITE_BLOCKED };
+        let write = match permissions.contains(Permissions::WRITE) {
+            true => 0,
+            false if leaf & BLOCKED != 0 => return None,
+            false => WRITE_BLOCKED,
+        };
         Some(leaf & !WRITE_BLOCKED | write)
     }
 

@@ -134,7 +134,8 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         Ok(())
     }
 
-    /// Gives the page at `at` other permissions; a blocked page will have them when it is unblocked. Fewer permissions
+    /// Gives the page at `at` other permissions; a blocked page will have them when it is unblocked, where
+    /// the format keeps permissions over a block (the S-EPT does not). Fewer permissions
     /// hold for a running guest once a later fence has ended (TDX: write-blocking, BW_EPOCH). One walk, one call into
     /// the TEE.
     ///

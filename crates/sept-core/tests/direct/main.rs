@@ -1,6 +1,8 @@
 //! Tables that no TEE keeps: formats that an MMU walks, ranges, exclusive access.
 
 #![expect(
+    clippy::indexing_slicing,
+    clippy::panic,
     clippy::unwrap_used,
     clippy::arithmetic_side_effects,
     reason = "tests fail by panicking; their numbers are small"
@@ -9,3 +11,5 @@
 mod fences;
 mod ranges;
 mod rig;
+mod threads;
+mod world;

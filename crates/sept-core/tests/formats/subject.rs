@@ -16,6 +16,9 @@ pub(crate) trait Subject: Format {
     /// Whether a table can be closed without being hidden.
     const CLOSES: bool = Self::MMU_SETS != 0;
 
+    /// Whether a page keeps its permissions while it is blocked.
+    const BLOCK_KEEPS: bool = true;
+
     /// What an MMU sees in a word, if one walks the format.
     fn seen(config: Self::Config, level: Level, raw: u64) -> Option<Seen>;
 
@@ -117,6 +120,8 @@ impl Subject for TdxMirror {
     }
 
     const STATES: &'static [LeafState] = &[LeafState::Pending, LeafState::Mapped];
+
+    const BLOCK_KEEPS: bool = false;
 
     fn seen(_: TdxConfig, _: Level, _: u64) -> Option<Seen> {
         None

@@ -77,6 +77,14 @@ impl<F: Subject> Word<F> {
         if !(was_leaf && is_leaf) {
             (self.meaning.permissions, self.meaning.touched) = (Permissions::all(), 0);
         }
+        if self.forgets() {
+            self.meaning.permissions = Permissions::all();
+        }
+    }
+
+    /// Whether the entry can have no less than every permission.
+    fn forgets(&self) -> bool {
+        !F::BLOCK_KEEPS && self.meaning.entry.blocked().is_some()
     }
 
     fn apply(&mut self, change: Change) {
@@ -113,7 +121,8 @@ impl<F: Subject> Word<F> {
             (6 | 7, Entry::Leaf { .. }) => {
                 let permissions = Permissions::from_bits_truncate(change.bits.to_le_bytes()[0]);
                 let word = F::with_permissions(self.config, self.raw, permissions);
-                assert_eq!(word.is_some(), F::can_say(permissions), "{permissions:?}");
+                let possible = F::can_say(permissions) && (permissions.is_all() || !self.forgets());
+                assert_eq!(word.is_some(), possible, "{permissions:?}");
                 if let Some(word) = word {
                     (self.raw, self.meaning.permissions) = (word, permissions);
                 }

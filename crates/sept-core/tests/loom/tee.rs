@@ -4,7 +4,10 @@ use crate::{
     memory::{FRAMES, Memory, Pins, Rcu, THREADS},
     rig::{PD, PT, Pool, at, entry, gpa, lend, live, race, ram, stock, wait},
 };
-use loom::sync::atomic::{AtomicUsize, Ordering};
+use loom::{
+    cell::UnsafeCell,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 use sept_core::{
     CacheKey, Class, Classify, Donated, Entry, External, Fenced, Fill, Frame, FrameNeeds, FrameSource,
     FrameStore, GpaEntry, Hpa, LeafState, Level, Obligation, Observed, Quiet, Returned, SecurePageTable,
@@ -12,7 +15,7 @@ use sept_core::{
     test_util::{MockPages, MockRefusal, MockTee, MockTicket},
 };
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
 };
 
@@ -22,6 +25,13 @@ const G1: Level = Level::L1G;
 /// The first table that a split makes, where tables end with the one of 2 MiB entries.
 const SPLIT: u64 = 5;
 
+/// Fails the model where one call does not come after the other.
+struct InTurn(UnsafeCell<()>);
+
+#[expect(unsafe_code, reason = "what loom watches")]
+// SAFETY: there is nothing in it.
+unsafe impl Sync for InTurn {}
+
 /// [`MockTee`], whose calls take time: other threads get in before and after each, but not to the same entry.
 struct Tee {
     mock: MockTee,
@@ -29,15 +39,20 @@ struct Tee {
     /// What a call into the TEE and another one have in common.
     calls: AtomicUsize,
     busy: Mutex<BTreeSet<(u64, u8)>>,
+    /// What calls about one entry have in common: each must come after the one before it.
+    entries: Mutex<BTreeMap<(u64, u8), Arc<InTurn>>>,
 }
 
 impl Tee {
     fn call<R>(&self, at: GpaEntry, call: impl FnOnce(&MockTee) -> R) -> R {
         let key = (at.gpa().raw(), at.level().raw());
-        self.calls.fetch_add(1, Ordering::AcqRel);
+        self.calls.fetch_add(1, Ordering::Relaxed);
         assert!(self.busy.lock().unwrap().insert(key), "two calls at once concern {at}");
-        let result = call(&self.mock);
-        self.calls.fetch_add(1, Ordering::AcqRel);
+        let entry = Arc::clone(
+            self.entries.lock().unwrap().entry(key).or_insert_with(|| Arc::new(InTurn(UnsafeCell::new(())))),
+        );
+        let result = entry.0.with_mut(|_| call(&self.mock));
+        self.calls.fetch_add(1, Ordering::Relaxed);
         self.busy.lock().unwrap().remove(&key);
         result
     }
@@ -107,7 +122,7 @@ impl External for Tee {
     }
 
     fn fence(&self) -> Result<Self::Ticket, MockRefusal> {
-        self.calls.fetch_add(1, Ordering::AcqRel);
+        self.calls.fetch_add(1, Ordering::Relaxed);
         Ok((self.mock.fence()?, self.rcu.begin()))
     }
 
@@ -129,7 +144,7 @@ impl External for Tee {
 
     fn probe(&self, at: GpaEntry) -> Result<Observed, MockRefusal> {
         // The one call that may meet another.
-        self.calls.fetch_add(1, Ordering::AcqRel);
+        self.calls.fetch_add(1, Ordering::Relaxed);
         self.mock.probe(at)
     }
 
@@ -144,6 +159,8 @@ type Error = TableError<MockRefusal>;
 struct Machine {
     table: Table,
     pool: Pool,
+    /// A fence that ended before anything was blocked: a proof of nothing.
+    early: Fenced,
 }
 
 impl Machine {
@@ -158,11 +175,14 @@ impl Machine {
             rcu: Rcu { pins: Arc::clone(&pins), lies: false },
             calls: AtomicUsize::new(0),
             busy: Mutex::default(),
+            entries: Mutex::default(),
         };
         let table = Table::new(TdxConfig::LEVELS_4, memory, tee, root);
         let tables = if level == K4 { 3 } else { 2 };
         table.link_to(at(0, level), None, &mut stock(&pool, tables, tables)).unwrap();
-        Self { table, pool }
+        let ticket = table.fence().unwrap();
+        let early = table.fenced(&ticket).unwrap();
+        Self { table, pool, early }
     }
 
     fn tee(&self) -> &MockTee {
@@ -184,8 +204,11 @@ impl Machine {
     }
 
     fn settle(&self, owed: Obligation) {
-        let quiet = self.grace();
-        self.table.settle(owed, &quiet, &self.pool).unwrap();
+        if !owed.is_empty() {
+            let refused = self.table.settle(owed, &self.early.quiet(), &self.pool).unwrap_err();
+            let quiet = self.grace();
+            self.table.settle(refused.rest, &quiet, &self.pool).unwrap();
+        }
     }
 
     /// Tables of the mirror, and as many of the TEE, are all that is out of the pool; both sides have the same pages; and
@@ -293,9 +316,14 @@ fn look_under_split_and_merge() {
         |machine| {
             let (place, mut owed) = (at(0, M2), machine.table.obligation());
             machine.table.block(place).unwrap();
+            let mut store = stock(&machine.pool, 1, 1);
+            let early = machine.table.split(place, &machine.early, &mut store);
+            assert_eq!(early, Err(TableError::NotFenced { at: place }));
             let fence = machine.fence();
-            machine.table.split(place, &fence, &mut stock(&machine.pool, 1, 1)).unwrap();
+            machine.table.split(place, &fence, &mut store).unwrap();
             machine.table.block(place).unwrap();
+            let early = machine.table.merge(place, &machine.early, &mut owed);
+            assert_eq!(early, Err(TableError::NotFenced { at: place }));
             let fence = machine.fence();
             machine.table.merge(place, &fence, &mut owed).unwrap();
             machine.settle(owed);
