@@ -46,11 +46,14 @@ fuzz_target!(|input: Input| {
         assert_eq!(exit_reason(&out).map(ExitReason::basic), Some(48));
         assert_eq!((violation.qualification, violation.extended), (out.rcx, out.rdx));
         let _ = (violation.kind(), violation.is_shared(config));
-        if let Some(accept) = violation.accept() {
-            assert_eq!(out.rdx & 0xf, 1);
-            assert_eq!(u64::from(accept.state.public()), out.rdx >> 38 & 0xff);
-            assert_eq!(accept.requested.is_some(), violation.wanted().is_some());
-            assert!(accept.vm < 4);
+        if let Some(details) = violation.details() {
+            assert!(matches!(out.rdx & 0xf, 1 | 5));
+            assert_eq!(u64::from(details.state.public()), out.rdx >> 38 & 0xff);
+            assert_eq!(details.requested.is_some(), violation.wanted().is_some());
+            assert!(details.vm < 4);
+        }
+        if let Some((entry, vm)) = violation.missing_l2() {
+            assert!(out.rdx & 0xf == 2 && vm < 4 && entry.range().contains(violation.gpa));
         }
         if let Some(entry) = violation.wanted() {
             assert!(entry.range().contains(violation.gpa));
@@ -66,7 +69,11 @@ fuzz_target!(|input: Input| {
                 assert_eq!((request.range.start().raw() | shared, request.range.len()), (out.r12, out.r13));
                 assert!(request.range.end() <= 1 << config.shared_bit());
             }
-            Err(error) => assert_eq!((error.gpa, error.size), (out.r12, out.r13)),
+            Err(error) => {
+                assert_eq!((error.gpa, error.size), (out.r12, out.r13));
+                let status = if error.misaligned { 0x8000_0000_0000_0002 } else { 0x8000_0000_0000_0000 };
+                assert_eq!(error.reply().registers(), (status, out.r12));
+            }
         }
     }
     match Exit::decode(&out, config) {
@@ -83,7 +90,7 @@ fuzz_target!(|input: Input| {
         assert_eq!(u64::from(reason.raw()), out.rax);
         assert_eq!(ExitReason::new(reason.raw()), reason);
     }
-    let mut reply = MapGpaReply::INVALID;
+    let mut reply = MapGpaReply::DONE;
     if let Some(Ok(request)) = request {
         let (next, range) = (Gpa::truncate(out.r8), request.range);
         reply = request.converted_until(next);
@@ -91,6 +98,10 @@ fuzz_target!(|input: Input| {
         match reply.registers() {
             (1, again) => assert!((out.r12..out.r12 + out.r13).contains(&again) && next.raw() < range.end()),
             other => assert!(other == (0, 0) && next.raw() >= range.end()),
+        }
+        for (reply, status) in [(request.refused_at(next), 1 << 63), (request.in_use_at(next), 1 << 63 | 1)] {
+            let (r10, r11) = reply.registers();
+            assert!(r10 == status && (out.r12..out.r12 + out.r13).contains(&r11));
         }
     }
     let (r10, r11) = reply.registers();

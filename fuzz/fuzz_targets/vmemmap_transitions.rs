@@ -5,7 +5,7 @@ use arbitrary::Arbitrary;
 use folio_split::{Change, Empty, FolioBackend, Order, OrderSet, PageSet, Pfn, PfnBlock, Transition};
 use libfuzzer_sys::fuzz_target;
 use sept_core::{
-    FrameKind, FrameNeeds, Hpa,
+    FrameNeeds, Hpa,
     test_util::{FramePool, VecStore},
 };
 use std::ops::Range;

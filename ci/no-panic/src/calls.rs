@@ -171,6 +171,7 @@ pub fn walked<F: HardwareWalked, X: HostOwned>(table: &mut Table<F, X>, with: &m
             note(told(alone.map(at, page, Fill::OnAccept)));
         }
         note(told(alone.split(at, store)));
+        note(alone.walker().translate(at.gpa()).map_or(0, |found| found.hpa.raw()));
         note(told(alone.merge(at, owed)));
         note(told(alone.remove_subtree(at, owed)));
         note(told(alone.merge_range(range, owed)));

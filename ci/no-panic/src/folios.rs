@@ -161,7 +161,7 @@ pub extern "C" fn folio_layouts(sets: &Sets<'_>) -> u64 {
     let &Sets { runs, bits } = sets;
     let Some((block, orders)) = block() else { return 0 };
     let splice = Splice { left: runs, right: ask(134)..ask(135), at: ask(136) };
-    let to = Union(Union(runs, Minus(bits, splice)), Large(bits));
+    let to = Union(Union(runs, Minus(splice, ask(165)..ask(166))), Large(bits));
     let t = Transition::new(block, orders, runs, to);
     let index = XArray::new(ask(137).to_le_bytes()[0]).unwrap_or(XArray::LINUX);
     let counts = t.counts();
@@ -171,6 +171,7 @@ pub extern "C" fn folio_layouts(sets: &Sets<'_>) -> u64 {
     for folio in t.from_layout().folios(ask(139)).take(9) {
         sum ^= folio.base().raw();
     }
+    sum ^= t.change_runs(ask(140)..ask(141)).take(9).fold(0, |sum, run| sum ^ run.count);
     for change in t.changes(ask(140)..ask(141)).take(9) {
         sum ^= t.delta_of(change, &index).freed;
         sum ^= t.split_pieces(change.whole()).chain(t.split_pieces(block)).take(9).count() as u64;
@@ -229,8 +230,8 @@ pub extern "C" fn folio_broken_sets() -> u64 {
             Some(ask(from)..ask(160))
         }
 
-        fn next_edge(&self, from: u64) -> Option<u64> {
-            Some(ask(from))
+        fn next_large(&self, from: u64) -> Option<Range<u64>> {
+            Some(ask(from)..ask(161))
         }
     }
     let Some((block, orders)) = block() else { return 0 };

@@ -107,8 +107,11 @@ pub(crate) enum Between {
 impl TransitionCounts {
     /// Of a block that stays undivided.
     pub(crate) const fn undivided(order: Order, orders: OrderSet) -> Self {
-        let undivided = LayoutCounts::undivided(order, orders);
-        Self { from: undivided, to: undivided, between: Between::To }
+        Self {
+            from: LayoutCounts::undivided(order, orders),
+            to: LayoutCounts::undivided(order, orders),
+            between: Between::To,
+        }
     }
 
     /// Before.

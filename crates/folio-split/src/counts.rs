@@ -7,11 +7,8 @@
 //! blocks of order l that could not stay whole, and `m_l'` of those are divided further. Everything a layout costs
 //! follows from the m of its member orders.
 
-use crate::{
-    Order, OrderSet, PageSet,
-    pages::edge_from,
-    tally::{count, mixed},
-};
+use crate::{Order, OrderSet, PageSet, Union, pages::edge_in, tally::count};
+use core::ops::Range;
 
 /// Exact numbers of one layout.
 ///
@@ -34,16 +31,23 @@ pub struct LayoutCounts {
 impl LayoutCounts {
     /// Counts the block that begins at page `first` of `small`, a multiple of its size; nothing was counted before.
     pub(crate) fn count<S: PageSet + ?Sized>(&mut self, small: &S, first: u64) {
-        let end = first.saturating_add(self.order.pages());
-        if edge_from(small, first.saturating_add(1)).is_some_and(|edge| edge < end) {
-            for order in self.orders.iter().skip(1) {
-                if let Some(touched) = self.touched.get_mut(order.index()) {
-                    *touched = mixed(order, small, first, end);
-                }
+        count(self.order, self.orders, small, |pages| edge_in(small, pages), first, &mut self.touched);
+    }
+
+    /// Counts the block with what keeps pages apart in either set; nothing was counted before.
+    pub(crate) fn count_both<A: PageSet, B: PageSet>(&mut self, a: &A, b: &B) {
+        // Each set is asked again when its edge was passed.
+        let (mut in_a, mut in_b) = (0, 0);
+        let edges = |pages: Range<u64>| {
+            if in_a < pages.start {
+                in_a = edge_in(a, pages.clone()).unwrap_or(pages.end);
             }
-        } else {
-            count(self.order, self.orders, small, first, &mut self.touched);
-        }
+            if in_b < pages.start {
+                in_b = edge_in(b, pages.clone()).unwrap_or(pages.end);
+            }
+            Some(in_a.min(in_b)).filter(|&edge| edge < pages.end)
+        };
+        count(self.order, self.orders, &Union(a, b), edges, 0, &mut self.touched);
     }
 
     /// The counts of a block without small pages.
@@ -53,7 +57,7 @@ impl LayoutCounts {
 
     /// m_o for a member order above 0.
     #[inline]
-    fn m(&self, order: Order) -> u64 {
+    pub(crate) fn m(&self, order: Order) -> u64 {
         self.touched.get(order.index()).copied().unwrap_or(0)
     }
 
@@ -98,7 +102,20 @@ impl LayoutCounts {
     /// All folios.
     #[must_use]
     pub fn folios(&self) -> u64 {
-        self.weigh(Order::PAGE, |_| 1)
+        self.parts(Order::PAGE)
+    }
+
+    /// Folios of order `unit` and above, and aligned blocks of order `unit` that are divided further: what
+    /// [`LayoutCounts::weigh`] gives with a weight of 1. One step per order.
+    #[must_use]
+    pub fn parts(&self, unit: Order) -> u64 {
+        let members = self.orders.bits() >> unit.raw();
+        let above = self.touched.get(unit.index()..=self.order.index()).unwrap_or_default();
+        if above.is_empty() || members.trailing_ones() as usize != above.len() {
+            return self.weigh(unit, |_| 1);
+        }
+        // Where each order is one, each block that is divided is one part more.
+        above.iter().skip(1).fold(1, |sum: u64, touched| sum.wrapping_add(*touched))
     }
 
     /// Whether every folio is of the largest order that the block can have.

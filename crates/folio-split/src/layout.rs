@@ -2,9 +2,12 @@
 
 use crate::{
     LayoutCounts, Order, OrderSet, PageSet, PfnBlock,
-    pages::{edge_from, run_from},
+    pages::{edge_in, run_from},
 };
 use core::ops::Range;
+
+/// A run, or an edge, behind all pages.
+const NOWHERE: u64 = u64::MAX;
 
 /// How a block is divided into folios: the coarsest way in which every page of a set is a folio of its own.
 ///
@@ -85,7 +88,7 @@ impl<S: PageSet> FolioLayout<S> {
         // Ends with the orders: what is in the way makes the block smaller each time.
         loop {
             let start = page & !order.mask();
-            let run = self.run_from(start).unwrap_or(u64::MAX - 1..u64::MAX);
+            let run = self.run_from(start).unwrap_or(NOWHERE..NOWHERE);
             let edge = self.edge_after(start);
             if run.contains(&page) {
                 return self.block.part_at(page, Order::PAGE);
@@ -111,7 +114,7 @@ impl<S: PageSet> FolioLayout<S> {
     pub fn into_folios(self, from: u64) -> Folios<S> {
         let next =
             if from < self.block.pages() { self.offset_of(self.folio_at(from)) } else { self.block.pages() };
-        Folios { layout: self, next, run: 0..0, edge: 0 }
+        Folios { layout: self, next, walls: Walls::default() }
     }
 
     /// Exact numbers of this layout, in one pass over the runs of the set.
@@ -145,8 +148,9 @@ impl<S: PageSet> FolioLayout<S> {
     /// The first page after page `at` that may not share a folio with the page before it; far away if there is none.
     #[inline]
     fn edge_after(&self, at: u64) -> u64 {
-        let edge = edge_from(&self.small, self.first.saturating_add(at).saturating_add(1));
-        edge.map_or(u64::MAX, |edge| edge.saturating_sub(self.first))
+        let from = |page: u64| self.first.saturating_add(page);
+        let edge = edge_in(&self.small, from(at).saturating_add(1)..from(self.block.pages()));
+        edge.map_or(NOWHERE, |edge| edge.saturating_sub(self.first))
     }
 
     /// Where a folio of this block begins.
@@ -157,11 +161,39 @@ impl<S: PageSet> FolioLayout<S> {
 
 /// The largest order whose block around page `a` does not hold page `b`, another one.
 #[inline]
-const fn order_below(a: u64, b: u64) -> Order {
+pub(crate) const fn order_below(a: u64, b: u64) -> Order {
     let [bit, ..] = 63_u32.saturating_sub((a ^ b).leading_zeros()).to_le_bytes();
     match Order::new(bit) {
         Some(order) => order,
         None => Order::MAX,
+    }
+}
+
+/// What bounds the folios of a layout after a page: the next run of single pages, and the next edge.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Walls {
+    /// The first run that ends after the page.
+    pub(crate) run: Range<u64>,
+    /// The first edge after the page.
+    pub(crate) edge: u64,
+}
+
+impl Walls {
+    /// Goes on to page `at`. One look-up for each run and edge that is passed.
+    #[inline]
+    pub(crate) fn seek<S: PageSet>(&mut self, layout: &FolioLayout<S>, at: u64) {
+        if at >= self.run.end {
+            self.run = layout.run_from(at).unwrap_or(NOWHERE..NOWHERE);
+        }
+        if at >= self.edge {
+            self.edge = layout.edge_after(at);
+        }
+    }
+
+    /// The first page after which there is a wall, or which is single: no folio reaches it from before.
+    #[inline]
+    pub(crate) fn next(&self) -> u64 {
+        self.run.start.min(self.edge)
     }
 }
 
@@ -171,10 +203,7 @@ const fn order_below(a: u64, b: u64) -> Order {
 pub struct Folios<S> {
     layout: FolioLayout<S>,
     next: u64,
-    /// A run that ends after `next`, the first such one; or one that has been passed.
-    run: Range<u64>,
-    /// The first edge after `next`; or one that has been passed.
-    edge: u64,
+    walls: Walls,
 }
 
 impl<S: PageSet> Iterator for Folios<S> {
@@ -186,14 +215,9 @@ impl<S: PageSet> Iterator for Folios<S> {
         if at >= block.pages() {
             return None;
         }
-        if at >= self.run.end {
-            self.run = self.layout.run_from(at).unwrap_or(u64::MAX - 1..u64::MAX);
-        }
-        if at >= self.edge {
-            self.edge = self.layout.edge_after(at);
-        }
-        // A folio begins at `at`: the largest member order that is aligned here and ends before the run and the edge.
-        let room = self.run.start.min(self.edge).saturating_sub(at);
+        self.walls.seek(&self.layout, at);
+        // A folio begins at `at`: the largest member order that is aligned here and ends before the next wall.
+        let room = self.walls.next().saturating_sub(at);
         let aligned = at.trailing_zeros().min(63);
         let free = 63_u32.saturating_sub(room.max(1).leading_zeros());
         let [limit, ..] = aligned.min(free).to_le_bytes();

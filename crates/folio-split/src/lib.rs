@@ -65,6 +65,7 @@ extern crate std;
 
 mod backend;
 mod block;
+mod changes;
 mod cost;
 mod counts;
 mod index;
@@ -82,10 +83,11 @@ pub use backend::{
     CommitError, FolioBackend, NoFolios, OutOfNodes, Pinned, commit_merge, commit_split, nodes_to_split,
 };
 pub use block::{Pfn, PfnBlock};
+pub use changes::{Change, ChangeRun, ChangeRuns, Changes};
 pub use cost::{CostDelta, CostModel, FlatArray, TransitionCounts};
 pub use counts::LayoutCounts;
 pub use index::XArray;
 pub use layout::{FolioLayout, Folios};
 pub use order::{Order, OrderSet, OrderSetError, Orders};
 pub use pages::{Empty, Large, Line, Minus, PageSet, Splice, Union};
-pub use transition::{Change, Changes, Transition};
+pub use transition::Transition;

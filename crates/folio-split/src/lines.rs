@@ -25,8 +25,9 @@ pub(crate) fn count<S: PageSet + ?Sized>(
     touched: &mut [u64; Order::COUNT],
 ) {
     let Some((below, above)) = touched.split_at_mut_checked(LINE.into()) else { return };
+    let Some(above) = above.get_mut(..=order.index().saturating_sub(LINE.into())) else { return };
     let mut lines = Lines { orders, touched: below, full: [0; LINE as usize] };
-    let mut tally = Tally::new(order.index().saturating_sub(LINE.into()), above);
+    let mut tally = Tally::new(above);
     let (mut at, end) = (first >> LINE, first.saturating_add(order.pages()) >> LINE);
     let mut line = [0; 64];
     // Ends with the lines: `at` grows each time round.

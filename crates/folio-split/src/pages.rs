@@ -6,7 +6,6 @@
 
 mod combined;
 
-pub(crate) use combined::Both;
 pub use combined::{Large, Minus, Splice, Union};
 
 use core::ops::Range;
@@ -14,26 +13,18 @@ use core::ops::Range;
 /// A set of pages, given as offsets from the first page of a block.
 ///
 /// Reading it has no side effects, and it does not change while a plan or a commit reads it (the block's claim sees
-/// to that). An implementation that breaks its contract makes counts and layouts wrong, never a loop endless.
+/// to that). It may have members after the block; nothing reads on from there. An implementation that breaks its contract
+/// makes counts and layouts wrong, and no loop longer than its block.
 pub trait PageSet {
-    /// The first run of members at or after `from`: its start is at least `from`, it is not empty, and the page
-    /// after it is no member. `None` if no member follows.
+    /// The first member at or after `from`, and members that follow it without a gap: as many as the set can tell at once,
+    /// so more may follow at the end of the run. `None` if there is no member.
     fn next_run(&self, from: u64) -> Option<Range<u64>>;
 
-    /// The first run at or after `from` of pages that may share folios with each other, but with no other pages.
-    ///
-    /// They need not be single pages: this is the policy that keeps the order of aligned runs, see [`Large`]. Most
-    /// sets have none.
+    /// Like [`PageSet::next_run`], for pages that need not be single, but must not share a folio with others: those of
+    /// an uninterrupted stretch may share folios with each other. Most sets have none; see [`Large`].
     fn next_large(&self, from: u64) -> Option<Range<u64>> {
         let _ = from;
         None
-    }
-
-    /// The first page at or after `from` that may not share a folio with the page before it, because one of the two
-    /// is in a run of [`PageSet::next_large`] and the other is not in the same.
-    fn next_edge(&self, from: u64) -> Option<u64> {
-        let run = large_from(self, from.saturating_sub(1))?;
-        Some(if run.start >= from { run.start } else { run.end })
     }
 
     /// Writes the members among the 4,096 pages from `4096 * index` to `line`, lowest page in bit 0 of its first word, if the
@@ -50,58 +41,40 @@ pub trait PageSet {
 /// The pages of [`PageSet::line`], 64 in each word.
 pub type Line = [u64; 64];
 
-/// [`PageSet::next_run`] with its contract enforced as far as progress needs it.
+/// What the set answered, with its contract enforced as far as progress needs it.
+#[inline]
+fn sane(run: Option<Range<u64>>, from: u64) -> Option<Range<u64>> {
+    let run = run?;
+    let start = run.start.max(from);
+    (start < run.end).then_some(start..run.end)
+}
+
+/// [`PageSet::next_run`].
 #[inline]
 pub(crate) fn run_from<S: PageSet + ?Sized>(set: &S, from: u64) -> Option<Range<u64>> {
-    let run = set.next_run(from)?;
-    let start = run.start.max(from);
-    (start < run.end).then_some(start..run.end)
+    sane(set.next_run(from), from)
 }
 
-/// [`PageSet::next_large`] with its contract enforced as far as progress needs it.
+/// [`PageSet::next_large`].
 #[inline]
 pub(crate) fn large_from<S: PageSet + ?Sized>(set: &S, from: u64) -> Option<Range<u64>> {
-    let run = set.next_large(from)?;
-    let start = run.start.max(from);
-    (start < run.end).then_some(start..run.end)
+    sane(set.next_large(from), from)
 }
 
-/// [`PageSet::next_edge`] with its contract enforced as far as progress needs it.
+/// The first page of `pages` that may not share a folio with the page before it, because one of the two is large
+/// ([`PageSet::next_large`]) and the other is not.
 #[inline]
-pub(crate) fn edge_from<S: PageSet + ?Sized>(set: &S, from: u64) -> Option<u64> {
-    set.next_edge(from).filter(|&edge| edge >= from)
-}
-
-/// The first page at or after `from` that is a member of one set and not of the other, in either sense.
-pub(crate) fn next_difference<A, B>(a: &A, b: &B, from: u64) -> Option<u64>
-where
-    A: PageSet + ?Sized,
-    B: PageSet + ?Sized,
-{
-    let small = difference(|at| run_from(a, at), |at| run_from(b, at), from);
-    match (small, difference(|at| large_from(a, at), |at| large_from(b, at), from)) {
-        (Some(small), Some(large)) => Some(small.min(large)),
-        (some, None) | (None, some) => some,
+pub(crate) fn edge_in<S: PageSet + ?Sized>(set: &S, pages: Range<u64>) -> Option<u64> {
+    let run = large_from(set, pages.start.saturating_sub(1))?;
+    let mut edge = if run.start >= pages.start { run.start } else { run.end };
+    // Stretches go on as one. Ends with the pages: `edge` grows each time round.
+    while run.start < pages.start
+        && edge < pages.end
+        && let Some(next) = large_from(set, edge).filter(|next| next.start == edge)
+    {
+        edge = next.end;
     }
-}
-
-/// Where two sets of runs differ first.
-fn difference(
-    a: impl Fn(u64) -> Option<Range<u64>>,
-    b: impl Fn(u64) -> Option<Range<u64>>,
-    from: u64,
-) -> Option<u64> {
-    let mut at = from;
-    // Ends with the runs: `at` grows each time round.
-    loop {
-        match (a(at), b(at)) {
-            (None, None) => return None,
-            (Some(run), None) | (None, Some(run)) => return Some(run.start),
-            (Some(a), Some(b)) if a.start != b.start => return Some(a.start.min(b.start)),
-            (Some(a), Some(b)) if a.end != b.end => return Some(a.end.min(b.end)),
-            (Some(a), Some(_)) => at = a.end,
-        }
-    }
+    (edge < pages.end).then_some(edge)
 }
 
 impl<T: PageSet + ?Sized> PageSet for &T {
@@ -112,10 +85,6 @@ impl<T: PageSet + ?Sized> PageSet for &T {
 
     fn next_large(&self, from: u64) -> Option<Range<u64>> {
         (**self).next_large(from)
-    }
-
-    fn next_edge(&self, from: u64) -> Option<u64> {
-        (**self).next_edge(from)
     }
 
     #[inline]
@@ -174,16 +143,8 @@ impl PageSet for [Range<u64>] {
     #[inline]
     fn next_run(&self, from: u64) -> Option<Range<u64>> {
         let first = if self.len() <= 8 { 0 } else { self.partition_point(|range| range.end <= from) };
-        let mut rest = self.get(first..)?.iter();
-        let head = rest.find(|range| range.end > from && range.start < range.end)?;
-        let (start, mut end) = (head.start.max(from), head.end);
-        for range in rest {
-            if range.start > end {
-                break;
-            }
-            end = end.max(range.end);
-        }
-        Some(start..end)
+        let run = self.get(first..)?.iter().find(|range| range.end > from && range.start < range.end)?;
+        Some(run.start.max(from)..run.end)
     }
 }
 

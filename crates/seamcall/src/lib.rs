@@ -20,6 +20,19 @@
 //! Every function takes a [`Transport`]: the instruction, a model of the module, or an adapter around either.
 //! [`vp::enter`] takes a [`VpEnter`], a transport that can exchange all registers with a guest.
 //!
+//! # Before any leaf
+//!
+//! The module looks at three things before it comes to the leaf; the documentation of a wrapper begins after them, and
+//! no register but `RAX` changes:
+//!
+//! | Check | Status |
+//! |---|---|
+//! | it knows the leaf in this version | `OPERAND_INVALID\|RAX` (a number it does not know: after the other two) |
+//! | it was not shut down; SYS.LP.SHUTDOWN is always taken | `SYS_SHUTDOWN` |
+//! | it is ready; else only SYS.INIT, LP.INIT, CONFIG, KEY.CONFIG, UPDATE, INFO, RD, RDALL, LP.SHUTDOWN are taken | `SYS_NOT_READY` |
+//!
+//! Source: `src/vmm_dispatcher/tdx_vmm_dispatcher.c` of module 1.5.01.
+//!
 //! # A TD behind a page table
 //!
 //! [`Td`] is one TD as sept-core's hook trait ([`External`](sept_core::External)): hand it to a
@@ -28,8 +41,8 @@
 //! * [`TdDescription`] says what the TD is: TDR, key ids and where they sit in an address, depth of the S-EPT,
 //!   whether Dynamic PAMT is enabled, whether PROMOTE takes the tree lock exclusively, and the [`RetryBudget`].
 //! * BUSY and INTERRUPTED_RESTARTABLE are retried under the budget, with the same operands; then the error comes out,
-//!   of class `Retry` or `Quiesce`. Before a BUSY of an entry comes out, the entry is read with SEPT.RD, under the same
-//!   budget: the module otherwise keeps the guest from accepting it ([`SeamcallError::is_entry_busy`]). Where even
+//!   of class `Retry` or `Quiesce`. Before it comes out, an entry whose lock was not got is read with SEPT.RD, under the
+//!   same budget: the module otherwise keeps the guest from accepting it ([`SeamcallError::is_entry_busy`]). Where even
 //!   that was busy, `probe` the entry until it succeeds.
 //! * A change that is given up is undone by its caller: `unblock`, and again later.
 //! * `fence` is TRACK and a shootdown; it is started, and polled with `fenced`.

@@ -96,9 +96,10 @@ impl KeyConfig {
 /// # Errors
 ///
 /// In check order: TDR page errors on `RCX`; `TD_FATAL`; `LIFECYCLE_STATE_INCORRECT` unless HKID_ASSIGNED;
-/// `OPERAND_BUSY|KET`; `KEY_GENERATION_FAILED` (retry).
+/// `OPERAND_BUSY|KET`; `KEY_GENERATION_FAILED` (retry). A package that has its key is [`KeyConfig::Already`], before the
+/// last two.
 ///
-/// Source: TDX module ABI, TDH.MNG.KEY.CONFIG.
+/// Source: TDX module ABI, TDH.MNG.KEY.CONFIG; `tdh_mng_key_config.c` of module 1.5.01.
 #[inline]
 pub fn key_config<T: Transport + ?Sized>(t: &T, td: Tdr) -> Result<KeyConfig, SeamcallError> {
     invoke(t, Leaf::MNG_KEY_CONFIG, on_tdr(td)).map(|out| KeyConfig::from_output(&out))
@@ -139,8 +140,10 @@ pub fn addcx<T: Transport + ?Sized>(
 /// In check order: `LIMIT_CPUID_MAXVAL_SET`; TDR page errors on `RCX`; `TD_FATAL`; `TD_KEYS_NOT_CONFIGURED`;
 /// `TDCS_NOT_ALLOCATED`; `OP_STATE_INCORRECT`; `OPERAND_INVALID|RDX`; then `OPERAND_INVALID` with the field as
 /// operand: `ATTRIBUTES`, `XFAM`, `MAX_VCPUS`, `NUM_L2_VMS` (and `TDCS_NOT_ALLOCATED` for too few pages), `RDX`
-/// (reserved fields), `CONFIG_FLAGS`, `EPTP_CONTROLS`, `TSC_FREQUENCY` (and `INCONSISTENT_MSR`), `CPUID_CONFIG`,
-/// `IA32_ARCH_CAPABILITIES_CONFIG`.
+/// ([`TdParams::reserved_0`](crate::TdParams::reserved_0)), `CONFIG_FLAGS`, `EPTP_CONTROLS`, `TSC_FREQUENCY` (and
+/// `INCONSISTENT_MSR`), `RDX` (the other reserved fields), `CPUID_CONFIG` with the leaf in `RCX`
+/// ([`SeamcallError::registers`]; `INCORRECT_MSR_VALUE` for TSX that the CPU cannot switch off), `RDX` (values of leaves
+/// that are not there), `IA32_ARCH_CAPABILITIES_CONFIG`, `RDX` (fields that do not go together).
 ///
 /// Source: TDX module ABI, TDH.MNG.INIT; `tdh_mng_init.c` of modules 1.5.01 and 2.0.08. Event filters, which 2.0 takes
 /// from `R8` if bit 0 of `RCX` asks for it, are not offered.
@@ -151,7 +154,7 @@ pub fn init<T: Transport + ?Sized>(t: &T, td: Tdr, params: Hpa) -> Result<(), Se
 
 /// TDH.MNG.VPFLUSHDONE (19): begins teardown. From now on every S-EPT leaf answers `TD_KEYS_NOT_CONFIGURED`.
 ///
-/// Operand: `RCX` TDR. Lifecycle KEYS_CONFIGURED becomes BLOCKED.
+/// Operand: `RCX` TDR. Lifecycle HKID_ASSIGNED or KEYS_CONFIGURED becomes BLOCKED.
 ///
 /// # Errors
 ///
@@ -181,7 +184,8 @@ pub fn key_freeid<T: Transport + ?Sized>(t: &T, td: Tdr) -> Result<(), SeamcallE
 
 /// TDH.MNG.RD (11), version 0: reads a metadata field of the TD.
 ///
-/// Operands: `RCX` TDR (locked shared), `RDX` field id. Output: `R8`. Lifecycle KEYS_CONFIGURED, control pages there.
+/// Operands: `RCX` TDR (locked shared), `RDX` field id. Output: `R8`. Lifecycle KEYS_CONFIGURED, control pages there. Op
+/// states: all from INITIALIZED.
 ///
 /// # Errors
 ///
@@ -243,12 +247,14 @@ pub fn read<T: Transport + ?Sized, V: FieldValue>(
 
 /// TDH.MNG.WR (13): writes the bits of a metadata field that `mask` selects; returns what was there.
 ///
-/// Operands: `RCX` TDR (locked shared), `RDX` field id, `R8` value, `R9` mask. Output: `R8`. State as [`rd`].
+/// Operands: `RCX` TDR (locked shared), `RDX` field id, `R8` value, `R9` mask. Output: `R8`. State as [`rd`], but not
+/// PAUSED_EXPORT and POST_EXPORT.
 ///
 /// # Errors
 ///
-/// In check order: as [`rd`], then `METADATA_FIELD_NOT_WRITABLE`, `METADATA_WR_MASK_NOT_VALID`,
-/// `METADATA_FIELD_VALUE_NOT_VALID`.
+/// In check order: as [`rd`], then `METADATA_FIELD_NOT_WRITABLE` (none of the bits is), `METADATA_FIELD_VALUE_NOT_VALID`
+/// (a bit that may not change), `METADATA_WR_MASK_NOT_VALID` (a field that is written whole),
+/// `METADATA_FIELD_VALUE_NOT_VALID` (the value).
 ///
 /// Source: TDX module ABI, TDH.MNG.WR; `tdh_mng_rd_wr.c` of module 1.5.01.
 #[inline]

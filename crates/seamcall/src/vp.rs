@@ -23,7 +23,7 @@
 //!         guest = match Exit::decode(&out.regs(), config) {
 //!             // What the guest did not choose is 0 in `out`, and is not read.
 //!             Exit::MapGpa(request) => out.with_reply(convert(request)),
-//!             Exit::BadMapGpa(_) => out.with_reply(MapGpaReply::INVALID),
+//!             Exit::BadMapGpa(error) => out.with_reply(error.reply()),
 //!             exit => return (exit, out),
 //!         };
 //!     }
@@ -134,8 +134,8 @@ pub fn flush<T: Transport + ?Sized>(t: &T, vcpu: Tdvpr) -> Result<(), SeamcallEr
 
 /// TDH.VP.RD (26), version 0: reads a metadata field of the vCPU.
 ///
-/// Operands: `RCX` TDVPR (locked shared), `RDX` field id. Output: `R8`. State: all control pages there; the vCPU
-/// becomes associated with the calling CPU.
+/// Operands: `RCX` TDVPR (locked shared), `RDX` field id. Output: `R8`. Op states: all from INITIALIZED. State: all
+/// control pages there, the vCPU initialised; it becomes associated with the calling CPU.
 ///
 /// # Errors
 ///
@@ -171,12 +171,13 @@ pub fn rd_next<T: Transport + ?Sized>(
 
 /// TDH.VP.WR (43): writes the bits of a metadata field that `mask` selects; returns what was there.
 ///
-/// Operands: `RCX` TDVPR (locked shared), `RDX` field id, `R8` value, `R9` mask. Output: `R8`. State as [`rd`].
+/// Operands: `RCX` TDVPR (locked shared), `RDX` field id, `R8` value, `R9` mask. Output: `R8`. State as [`rd`], but not
+/// PAUSED_EXPORT and POST_EXPORT, nor a vCPU that is lost.
 ///
 /// # Errors
 ///
-/// In check order: as [`rd`], then `METADATA_FIELD_NOT_WRITABLE`, `METADATA_WR_MASK_NOT_VALID`,
-/// `METADATA_FIELD_VALUE_NOT_VALID`, `TD_VMCS_FIELD_ERROR`.
+/// In check order: as [`rd`], then `METADATA_FIELD_NOT_WRITABLE` (none of the bits is), `METADATA_FIELD_VALUE_NOT_VALID`,
+/// `TD_VMCS_FIELD_NOT_INITIALIZED` with the field of the VMCS: posted interrupts before their vector or descriptor.
 ///
 /// Source: TDX module ABI, TDH.VP.WR; `tdh_vp_rd_wr.c` of module 1.5.01.
 #[inline]

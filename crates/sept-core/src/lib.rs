@@ -183,8 +183,8 @@ pub use frame::{
 };
 pub use memory::{FrameSlice, LinearHost, LinearMap, SideWord, SideWords, TableFrame, TableMemory, Word};
 pub use table::{
-    Blocked, Broken, Census, Committed, Entries, Exclusive, FenceTicket, Fenced, Flaw, Found, MapPlan,
-    MapRefused, Obligation, Plan, Probed, Quiet, RangeError, Reserved, Resize, Resized, Run, Runs, Scope,
-    SecurePageTable, SplitPlan, SplitRefused, TableError, Teardown, Torn, Translation, Turn, Unmapped,
-    Unsettled, Walker,
+    Blocked, Broken, Census, Committed, Entries, Exclusive, ExclusiveWalker, FenceTicket, Fenced, Flaw,
+    Found, MapPlan, MapRefused, Obligation, Plan, Probed, Quiet, RangeError, Reserved, Resize, Resized, Run,
+    Runs, Scope, SecurePageTable, SplitPlan, SplitRefused, TableError, Teardown, Torn, Translation, Turn,
+    Unmapped, Unsettled, Walker,
 };

@@ -1,7 +1,5 @@
 //! What a machine is made of: module version, key ids, TDMRs, SEAM range.
 
-use crate::abi::PAGE;
-
 /// The TDX module whose answers are given. (TDX module ABI, "Version differences".)
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
 pub enum ModuleVersion {
@@ -210,19 +208,19 @@ impl Config {
         0x000F_FFFF_FFFF_F000 & !self.hkid.mask()
     }
 
-    /// Whether `hpa` is a well-formed private address: no key id, below the limit.
+    /// Whether `hpa` is a well-formed private address: no key id, and 52 bits, whatever the platform has.
     pub(crate) const fn plain(&self, hpa: u64) -> bool {
-        hpa & self.hkid.mask() == 0 && hpa >> self.max_pa_bits == 0
+        hpa & self.hkid.mask() == 0 && hpa >> 52 == 0
     }
 
-    /// Whether the page at `hpa` may be read by the module as ordinary shared memory.
-    pub(crate) fn shared_operand(&self, hpa: u64, alignment: u64) -> bool {
+    /// Whether the module may use the `bytes` at `hpa`, aligned to their number, as ordinary shared memory.
+    pub(crate) fn shared_operand(&self, hpa: u64, bytes: u64) -> bool {
         let key = (hpa & self.hkid.mask()) >> self.hkid.start_bit;
         let address = hpa & !self.hkid.mask();
         let (base, size) = self.seamrr;
-        hpa.is_multiple_of(alignment)
+        hpa.is_multiple_of(bytes)
             && hpa >> self.max_pa_bits == 0
             && key < u64::from(self.hkid.private_min)
-            && !(address < base + size && base < address + PAGE)
+            && !(address < base + size && base < address + bytes)
     }
 }

@@ -111,3 +111,38 @@ fn a_fence_leaves_nothing_to_report() {
     assert!(matches!(guest.read(Gpa::truncate(0)), Err(GuestFault::Exit(_))));
     assert!(bench.machine.violations().iter().all(|violation| violation.stale.is_none()));
 }
+
+/// A blocked table keeps its pages: until the fence is through, the guest may go on with what it has cached.
+#[test]
+fn a_page_under_a_blocked_table_is_still_the_guests() {
+    let bench = bench(true);
+    let tdr = bench.tds[0].tdr.raw();
+    let guest = bench.machine.guest(bench.tds[0].vcpus[0]);
+    for level in [1, 2, 3] {
+        boot::call(&bench.machine.lp(0), Leaf::RangeBlock, [level, tdr, 0, 0]).unwrap();
+        guest.write(Gpa::truncate(0), level).unwrap();
+        assert_eq!(guest.read(Gpa::truncate(0)), Ok(level));
+    }
+    assert_eq!(bench.machine.violations(), []);
+    boot::call(&bench.machine.lp(0), Leaf::MemTrack, [tdr, 0, 0, 0]).unwrap();
+    assert!(guest.exit());
+    guest.enter(0).unwrap();
+    assert!(
+        matches!(guest.read(Gpa::truncate(0)), Err(GuestFault::Exit(_))),
+        "after the fence it is blocked"
+    );
+}
+
+/// A page that came back to the place it was taken from is pending there, and a translation from before is stale.
+#[test]
+fn a_page_that_came_back_pending_is_not_reached_through_an_old_translation() {
+    let bench = bench(false);
+    bench.take().unwrap();
+    boot::aug(&bench.machine.lp(0), &bench.tds[0], Gpa::truncate(0), Level::L4K, Hpa::truncate(PAGE))
+        .unwrap();
+    bench.machine.clear_violations();
+    bench.machine.guest(bench.tds[0].vcpus[0]).write(Gpa::truncate(0), 0x22).unwrap();
+    let stale: Vec<_> = bench.machine.violations().iter().filter_map(|violation| violation.stale).collect();
+    assert_eq!(stale.len(), 1);
+    assert_eq!(stale[0].taken_by.map(|(leaf, _)| leaf), Some(Leaf::PageRemove));
+}

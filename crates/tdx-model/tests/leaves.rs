@@ -37,6 +37,10 @@ fn a_cold_module_comes_up_step_by_step() {
     let go = |lp, leaf, operands| call(&machine, lp, leaf, operands).0;
     write_info(&machine, 2, [0x4000_0000, 0x1000, 0, 0]);
     assert_eq!(go(0, Leaf::MngCreate, [BASE, 33, 0]), Status::SYS_NOT_READY);
+    // No leaf has this number: the state of the module comes first, what is wrong with the rest of RAX before that.
+    let unknown = |rax| machine.lp(0).raw(Regs { rax, ..Regs::new() }).rax;
+    assert_eq!(unknown(255), 0xC000_0505_0000_0000);
+    assert_eq!([unknown(0x1_00FF), unknown(0x100_00FF)], [0xC000_0100_0000_0000; 2]);
     assert_eq!(go(0, Leaf::SysConfig, [ARRAY, 1, 32]), Status::SYS_LP_INIT_NOT_DONE);
     assert_eq!(go(0, Leaf::SysLpInit, [0; 3]), Status::SYS_LP_INIT_NOT_PENDING);
     assert_eq!(go(0, Leaf::SysInit, [1, 0, 0]), Status(0xC000_0100_0000_0001));
@@ -68,11 +72,13 @@ fn a_cold_module_comes_up_step_by_step() {
     assert_eq!(reserved, Status(0xC000_0300_0000_0001), "a reserved page is in the TDMR, but nobody's");
     assert_eq!(go(0, Leaf::MngCreate, [BASE, 33, 0]), Status::SUCCESS);
     assert_eq!(go(7, Leaf::MngCreate, [BASE + 4096, 34, 0]), Status::SYS_LP_INIT_NOT_DONE);
+    assert_eq!(unknown(255), 0xC000_0100_0000_0000);
 
     assert_eq!(go(0, Leaf::SysLpShutdown, [0; 3]), Status::SUCCESS);
     assert_eq!(go(0, Leaf::SysShutdown, [1, 0, 0]), Status(0xC000_0100_0000_0001), "no such handoff version");
     assert_eq!(go(0, Leaf::SysShutdown, [0; 3]), Status::SUCCESS);
     assert_eq!(go(0, Leaf::MemTrack, [BASE, 0, 0]), Status::SYS_SHUTDOWN);
+    assert_eq!(unknown(255), 0xC000_0506_0000_0000);
     assert_eq!(go(0, Leaf::SysLpShutdown, [0; 3]), Status::SUCCESS);
 }
 

@@ -17,8 +17,8 @@ const HEADER: &str = r#"{"header":{"format":1,"module":"TDX module 1.5.01","max_
 "reserved":[{"offset":"0x600000","size":"0x1000"}]}],
 "tds":[{"td":1,"tdr":"0x101000000","hkid":33,"lifecycle":"KEYS_CONFIGURED","num_tdcx":6,
 "tdcx":["0x101001000","0x101002000","0x101003000","0x101004000","0x101005000","0x101006000"],
-"chldcnt":12,"op_state":"INITIALIZED","shared_bit":51,"sept_levels":5,"sept_root_page":"0x101004000",
-"debug":false,"td_epoch":1,"epoch_refcount":[0,0],"num_l2_vms":0,"num_vcpus":1,
+"chldcnt":12,"op_state":"INITIALIZED","gpaw":null,"shared_bit":51,"sept_levels":5,"sept_root_page":"0x101004000",
+"debug":false,"td_epoch":1,"epoch_refcount":["0x0",0],"num_l2_vms":0,"num_vcpus":1,
 "vcpus":[{"vcpu":0,"tdvpr":"0x101007000","tdcx":["0x101008000","0x101009000","0x10100a000","0x10100b000",
 "0x10100c000"],"state":"READY","vcpu_epoch":0,"lp":1}]},
 {"td":0,"tdr":"0x101100000","hkid":40,"lifecycle":"HKID_ASSIGNED","fatal":false,"tdcx":[],"chldcnt":0}],
@@ -66,8 +66,8 @@ const END: &str = r#"{"seq":0,"end":{}}"#;
 fn the_header_is_what_the_sequence_starts_from() {
     let end = r#"{"seq":0,"end":{"tds":[
 {"td":0,"lifecycle":0,"fatal":false,"chldcnt":0},
-{"td":1,"lifecycle":"KEYS_CONFIGURED","fatal":0,"chldcnt":"0x10","op_state":1,"td_epoch":1,"refcount":[0,0],
-"vcpu_epoch":[0],"sept":[
+{"td":1,"lifecycle":"KEYS_CONFIGURED","fatal":0,"chldcnt":"0x10","op_state":1,"td_epoch":1,"refcount":[0,"0x0"],
+"vcpu_epoch":["0x0"],"sept":[
 {"gpa":"0x0","lvl":4,"st":"NL_MAPPED","hpa":"0x102000000","raw":"0x8000000102000007"},
 {"gpa":"0x0","lvl":3,"st":"NL_MAPPED","hpa":"0x102001000"},
 {"gpa":"0x0","lvl":2,"st":"NL_MAPPED","hpa":"0x102002000"},
@@ -198,9 +198,14 @@ fn an_unknown_leaf_is_a_skip_and_the_rest_is_not_judged() {
         r#"{"seq":0,"leaf":"TDG.VP.INFO","td":1,"vcpu":0,"in":{},"out":{"rax":"0x0"}}"#,
         r#"{"seq":0,"leaf":"SIM.SOMETHING","in":{},"out":{}}"#,
         r#"{"seq":0,"leaf":"RAW","in":{"rax":"0x44"},"out":{"rax":"0x0"}}"#,
+        r#"{"seq":0,"leaf":"TDH.EXPORT.MEM","in":{"list":["0x1"]},"out":{"rax":"0x0","count":3}}"#,
+        r#"{"seq":0,"leaf":"TDX.SOMETHING"}"#,
     ] {
         assert_eq!(outcome(&[unknown, wrong, END]).0, (0, 0, 1), "{unknown}");
         assert_eq!(outcome(&[wrong, unknown, END]).0, (0, 1, 0), "{unknown}");
+        let strange = [r#"{"seq":0,"leaf":"TDH.MEM.TRACK","in":7}"#, r#"{"seq":0,"end":{"tds":3}}"#];
+        assert_eq!(outcome(&[unknown, strange[0], strange[1]]).0, (0, 0, 1), "{unknown}");
+        assert_eq!(outcome(&[unknown, "nonsense", END]).0, (0, 1, 0), "{unknown}");
     }
     // No leaf of the module at all, and one with bits that must be zero.
     for rax in ["0x2a", "0xc8", "0x1000044", "0x10044"] {
@@ -277,8 +282,22 @@ fn the_program_counts_sequences_and_exits_accordingly() {
     assert!(told.ends_with("TDH.MEM.TRACK: rax: expected 0x0, got 0x8000081000000000"), "{told}");
     let (code, lines) = program(&[], &[&passes, &skips]);
     assert_eq!((code, closing(&lines)), (Some(1), "1 passed, 0 failed, 1 skipped".to_owned()));
+    let skip = lines.iter().find(|line| line.contains("skips.jsonl: sequence 0 (test)")).unwrap();
+    assert!(skip.ends_with("unknown leaf TDH.EXPORT.MEM"), "a skip that fails says why: {skip}");
     let (code, lines) = program(&["--allow-skips"], &[&passes, &skips]);
     assert_eq!((code, closing(&lines)), (Some(0), "1 passed, 0 failed, 1 skipped".to_owned()));
+    // A file that breaks off: what came before it counts, and the sequence that is cut.
+    let text = format!("{}\n{{\"seq\":1,\"name\":\"cut\"}}\n", trace(&[good, END]));
+    let cut = file("cut.jsonl.gz", &text, true);
+    let bytes = fs::read(&cut).unwrap();
+    fs::write(&cut, &bytes[..bytes.len() - 8]).unwrap();
+    let (code, lines) = program(&[], &[&cut]);
+    assert_eq!((code, closing(&lines)), (Some(1), "1 passed, 1 failed, 0 skipped".to_owned()), "{lines:#?}");
+    // A trace may have no sequence, but a file without a header is none.
+    for (text, expected) in [(String::new(), 1), (HEADER.replace('\n', ""), 0)] {
+        let (code, lines) = program(&[], &[&file("nothing.jsonl", &text, false)]);
+        assert_eq!((code, closing(&lines)), (Some(expected), "0 passed, 0 failed, 0 skipped".to_owned()));
+    }
     let missing = PathBuf::from("no-such-trace.jsonl");
     let (code, lines) = program(&["--allow-skips"], &[&missing, &passes]);
     assert_eq!((code, closing(&lines)), (Some(1), "1 passed, 0 failed, 0 skipped".to_owned()));

@@ -16,14 +16,14 @@ use vmemmap_prealloc::{BlockState, Geometry, VmemmapNeeds};
 fn time(mut call: impl FnMut() -> u64) -> f64 {
     let mut best = f64::MAX;
     let mut rounds = 16_u32;
-    for _ in 0..300 {
+    for _ in 0..200 {
         let start = Instant::now();
         for _ in 0..rounds {
             black_box(call());
         }
         let each = start.elapsed().as_nanos() as f64 / f64::from(rounds);
         best = best.min(each);
-        if each * f64::from(rounds) < 1e6 {
+        if each * f64::from(rounds) < 1e5 {
             rounds = rounds.saturating_mul(4).min(1 << 16);
         }
     }
@@ -40,35 +40,57 @@ fn plan<A: PageSet, B: PageSet>(t: &Transition<A, B>) -> u64 {
 
 const BLOCKS: [(&str, u8); 2] = [("1 GiB", 18), ("512 GiB", 27)];
 
+/// Sets of 1 to 4 runs: short ones, and some of many 2 MiB blocks.
+const RUNS: [(&str, [Range<u64>; 4]); 2] = [
+    ("short", [1000..1001, 70_000..70_512, 100_000..100_001, 200_000..200_700]),
+    ("long", [1000..1001, 70_000..100_000, 120_000..140_003, 200_000..250_700]),
+];
+
 fn block(order: u8) -> PfnBlock {
     PfnBlock::new(Pfn::new(0).unwrap(), Order::new(order).unwrap()).unwrap()
 }
 
+fn order_sets() -> [(&'static str, OrderSet); 4] {
+    [
+        ("18,9,0", OrderSet::HUGETLB),
+        ("all", OrderSet::ALL),
+        ("18,12,6,0", set([18, 12, 6, 0])),
+        ("9,0", set([9, 0])),
+    ]
+}
+
+fn set<const N: usize>(orders: [u8; N]) -> OrderSet {
+    OrderSet::new(orders.map(|order| Order::new(order).unwrap())).unwrap()
+}
+
 fn main() {
-    let runs: [Range<u64>; 4] = [1000..1001, 70_000..70_512, 100_000..100_001, 200_000..200_700];
-    for (name, orders) in [("18,9,0", OrderSet::HUGETLB), ("all", OrderSet::ALL)] {
+    for (name, orders) in order_sets() {
         for (size, order) in BLOCKS {
-            for count in 1..=4 {
+            for (length, runs) in &RUNS {
                 let of = |from: &[Range<u64>], to: &[Range<u64>]| {
                     let (from, to) = (black_box(from), black_box(to));
-                    plan(&Transition::new(block(order), black_box(orders), from, to))
+                    time(|| plan(&Transition::new(block(order), black_box(orders), from, to)))
                 };
-                let to = runs.get(..count).unwrap();
-                let counts = time(|| FolioLayout::new(block(order), orders, black_box(to)).counts().folios());
-                let [first, back, more] =
-                    [(&[][..], to), (to, &[][..]), (runs.get(..count - 1).unwrap(), to)]
-                        .map(|(from, to)| time(|| of(from, to)));
-                println!(
-                    "{name:6} {size:7} {count} runs: counts {counts:5.1} ns; plan {first:5.1} ns, back {back:5.1} ns, \
-                     of the last run alone {more:5.1} ns"
-                );
+                for count in 1..=4 {
+                    let (all, fewer) = (runs.get(..count).unwrap(), runs.get(..count - 1).unwrap());
+                    let other: Vec<_> = all.iter().map(|run| run.start + 3000..run.end + 3000).collect();
+                    println!(
+                        "{name:9} {size:7} {count} {length:5} runs: from none {:3.0} ns, to none {:3.0} ns; \
+                         the last more {:3.0} ns, less {:3.0} ns; to {count} others {:3.0} ns",
+                        of(&[], all),
+                        of(all, &[]),
+                        of(fewer, all),
+                        of(all, fewer),
+                        of(all, &other),
+                    );
+                }
             }
         }
-        let one = runs.get(..1).unwrap();
+        let one = RUNS[0].1.get(..1).unwrap();
         let list = time(|| {
             FolioLayout::new(block(18), orders, black_box(one)).folios(0).map(|folio| folio.pages()).sum()
         });
-        println!("{name:6} 1 GiB   1 run: list of folios {list:.1} ns");
+        println!("{name:9} 1 GiB   1 run: list of folios {list:.1} ns");
         bitmaps(name, orders);
     }
 }
@@ -83,9 +105,14 @@ fn bitmaps(name: &str, orders: OrderSet) {
         let words = time(|| bitmap.iter().fold(0, |sum, word| sum ^ black_box(*word)));
         let whole = time(|| plan(&Transition::new(block(18), orders, Empty, black_box(bitmap))));
         let minus = time(|| plan(&Transition::new(block(18), orders, Empty, Minus(black_box(bitmap), 5..6))));
+        // One word, 64 pages, less.
+        let fewer: Vec<_> = (0..).zip(bitmap).map(|(i, &word)| if i == 99 { 0 } else { word }).collect();
+        let fewer = fewer.as_slice();
+        let more = time(|| plan(&Transition::new(block(18), orders, black_box(fewer), black_box(bitmap))));
+        let one = time(|| plan(&Transition::new(block(18), orders, 5000..5001, black_box(bitmap))));
         println!(
-            "{name:6} 1 GiB   {what}: plan {whole:.0} ns; one pass {pass:.0} ns ({:.1} x), word by word {words:.0} ns \
-             ({:.1} x); plan without one page {minus:.0} ns",
+            "{name:9} 1 GiB   {what}: plan {whole:.0} ns; one pass {pass:.0} ns ({:.1} x), word by word {words:.0} ns \
+             ({:.1} x); without one page {minus:.0} ns; 64 pages more {more:.0} ns; from one page {one:.0} ns",
             whole / pass,
             whole / words
         );

@@ -66,6 +66,14 @@ const fn order(raw: u8) -> Order {
     }
 }
 
+/// The number of the highest bit that is set; 0 of 0.
+const fn log2(value: u64) -> u8 {
+    match value.checked_ilog2() {
+        Some(bit) => bit.to_le_bytes()[0],
+        None => 0,
+    }
+}
+
 impl Geometry {
     /// 64-byte `struct page`s, 4 KiB pages, one page kept per folio, one template per zone and order.
     pub const LINUX_X86_64: Self =
@@ -167,7 +175,16 @@ impl Geometry {
     /// folios too small to have one. 512 + 7 m_9 for a divided 1 GiB block of `{18,9,0}`.
     #[must_use]
     pub fn own_pages(&self, layout: &LayoutCounts) -> u64 {
-        layout.weigh(self.structs, |order| self.kept(order).max(1))
+        // Up to this order folios keep all their pages.
+        let whole = order(self.structs.raw().saturating_add(log2(self.reserved)));
+        if layout.order() <= whole {
+            return self.vmemmap_pages(layout.order());
+        }
+        let all = self.vmemmap_pages(whole);
+        if all == self.reserved {
+            return layout.parts(whole).saturating_mul(all);
+        }
+        layout.weigh(whole, |order| if order > whole { self.reserved } else { all })
     }
 
     /// Tail pages of all folios of a layout.

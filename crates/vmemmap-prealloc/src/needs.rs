@@ -1,7 +1,7 @@
 //! What a transition takes and gives, before anything is done.
 
 use crate::{Geometry, NumaNode, TailScheme, VmemmapBackend, templates};
-use folio_split::{Change, FolioLayout, Order, OrderSet, PageSet, PfnBlock, Transition, TransitionCounts};
+use folio_split::{FolioLayout, Order, OrderSet, PageSet, PfnBlock, Transition, TransitionCounts};
 use sept_core::{Class, Classify, FrameKind, FrameNeeds};
 
 /// Whether tail pages of a block are shared.
@@ -251,18 +251,11 @@ impl Changed {
             return Self { folios, tails: folios.saturating_mul(geometry.tail_pages(largest)), first: 0 };
         }
         let mut changed = Self::default();
-        for change in transition.at_least(smallest).changes(0..transition.block().pages()) {
-            let whole = change.whole();
-            changed.folios = changed.folios.saturating_add(1);
-            changed.tails = changed.tails.saturating_add(geometry.tail_pages(whole.order()));
-            if old {
-                let first = match change {
-                    Change::Split(_) => transition.split_pieces(whole).next(),
-                    Change::Merge(_) => transition.merge_pieces(whole).next(),
-                };
-                let first = first.map_or(0, |first| geometry.tail_pages(first.order()));
-                changed.first = changed.first.saturating_add(first);
-            }
+        for run in transition.at_least(smallest).change_runs(0..transition.block().pages()) {
+            let tails = geometry.tail_pages(run.first.whole().order());
+            changed.folios = changed.folios.saturating_add(run.count);
+            changed.tails = changed.tails.saturating_add(run.count.saturating_mul(tails));
+            changed.first = changed.first.saturating_add(geometry.tail_pages(run.first_piece));
         }
         changed
     }

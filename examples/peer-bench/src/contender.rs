@@ -166,7 +166,7 @@ pub(crate) trait Contender: Sized {
     fn dispose(self);
 
     /// Sum of where the addresses lead, wrapping.
-    fn translate(&self, addresses: &[u64]) -> Option<(Duration, u64)>;
+    fn translate(&mut self, addresses: &[u64]) -> Option<(Duration, u64)>;
 
     fn map_4k(&mut self) -> Option<Duration>;
 

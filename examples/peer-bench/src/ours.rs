@@ -174,9 +174,10 @@ impl Contender for Ours {
         Arena.give(FrameKind::MirrorTable, self.table.into_root().expect("an empty root"));
     }
 
-    fn translate(&self, addresses: &[u64]) -> Option<(Duration, u64)> {
+    fn translate(&mut self, addresses: &[u64]) -> Option<(Duration, u64)> {
         Some(timed(|| {
-            let walker = self.table.walker();
+            let mut alone = self.table.exclusive();
+            let walker = alone.walker();
             addresses.iter().fold(0, |sum: u64, &va| match walker.translate(Gpa::truncate(va)) {
                 Some(to) => sum.wrapping_add(to.hpa.raw()),
                 None => sum,

@@ -170,7 +170,7 @@ impl Contender for Raw {
         free(self.root, 4);
     }
 
-    fn translate(&self, addresses: &[u64]) -> Option<(Duration, u64)> {
+    fn translate(&mut self, addresses: &[u64]) -> Option<(Duration, u64)> {
         Some(timed(|| {
             addresses.iter().fold(0, |sum: u64, &va| match self.walk(va) {
                 Some((pa, _)) => sum.wrapping_add(pa),

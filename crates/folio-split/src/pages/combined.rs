@@ -1,97 +1,74 @@
 //! Sets made of other sets.
 
-use super::{Line, PageSet, bits_from, edge_from, large_from, run_from, words_of};
+use super::{Line, PageSet, bits_from, large_from, run_from, words_of};
 use core::ops::Range;
-
-/// A line of two sets.
-#[inline]
-fn combined<A, B>(a: &A, b: &B, index: u64, line: &mut Line, combine: impl Fn(u64, u64) -> u64) -> bool
-where
-    A: PageSet + ?Sized,
-    B: PageSet + ?Sized,
-{
-    let mut other = [0; 64];
-    let told = a.line(index, line) && b.line(index, &mut other);
-    line.iter_mut().zip(other).for_each(|(a, b)| *a = combine(*a, b));
-    told
-}
 
 /// The members of either set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[expect(clippy::exhaustive_structs, reason = "a union is its two sets")]
 pub struct Union<A, B>(pub A, pub B);
 
-/// The runs of both.
-fn union(
-    a: impl Fn(u64) -> Option<Range<u64>>,
-    b: impl Fn(u64) -> Option<Range<u64>>,
-    from: u64,
-) -> Option<Range<u64>> {
-    let (start, mut end) = match (a(from), b(from)) {
-        (None, None) => return None,
-        (Some(run), None) | (None, Some(run)) => return Some(run),
-        (Some(a), Some(b)) if a.end < b.start => return Some(a),
-        (Some(a), Some(b)) if b.end < a.start => return Some(b),
-        (Some(a), Some(b)) => (a.start.min(b.start), a.end.max(b.end)),
-    };
-    // Runs that touch go on as one. Ends with the runs: `end` grows each time round.
-    loop {
-        let on = |run: Option<Range<u64>>| run.filter(|run| run.start == end).map_or(end, |run| run.end);
-        match on(a(end)).max(on(b(end))) {
-            same if same == end => return Some(start..end),
-            further => end = further,
-        }
+/// The run that begins first.
+#[inline]
+fn first(a: Option<Range<u64>>, b: Option<Range<u64>>) -> Option<Range<u64>> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(if a.start <= b.start { a } else { b }),
+        (some, None) | (None, some) => some,
     }
 }
 
 impl<A: PageSet, B: PageSet> PageSet for Union<A, B> {
+    #[inline]
     fn next_run(&self, from: u64) -> Option<Range<u64>> {
-        union(|at| run_from(&self.0, at), |at| run_from(&self.1, at), from)
+        first(run_from(&self.0, from), run_from(&self.1, from))
     }
 
+    #[inline]
     fn next_large(&self, from: u64) -> Option<Range<u64>> {
-        union(|at| large_from(&self.0, at), |at| large_from(&self.1, at), from)
+        first(large_from(&self.0, from), large_from(&self.1, from))
     }
 
     fn line(&self, index: u64, line: &mut Line) -> bool {
-        combined(&self.0, &self.1, index, line, |a, b| a | b)
+        let mut other = [0; 64];
+        let told = self.0.line(index, line) && self.1.line(index, &mut other);
+        line.iter_mut().zip(other).for_each(|(a, b)| *a |= b);
+        told
     }
 }
 
-/// The members of the first set that are not members of the second.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[expect(clippy::exhaustive_structs, reason = "a difference is its two sets")]
-pub struct Minus<A, B>(pub A, pub B);
+/// The members of a set that do not lie in a range.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[expect(clippy::exhaustive_structs, reason = "a difference is what it is made of")]
+pub struct Minus<S>(pub S, pub Range<u64>);
 
-/// The runs of `a` without those of `b`.
-fn minus(
-    a: impl Fn(u64) -> Option<Range<u64>>,
-    b: impl Fn(u64) -> Option<Range<u64>>,
-    from: u64,
-) -> Option<Range<u64>> {
-    let mut at = from;
-    // Ends with the runs: `at` grows each time round.
-    loop {
-        let run = a(at)?;
-        match b(run.start) {
-            Some(hole) if hole.start == run.start => at = hole.end,
-            Some(hole) => return Some(run.start..run.end.min(hole.start)),
-            None => return Some(run),
+impl<S> Minus<S> {
+    /// The first run of a set, as far as it lies outside.
+    #[inline]
+    fn outside(&self, next: impl Fn(u64) -> Option<Range<u64>>, from: u64) -> Option<Range<u64>> {
+        let hole = &self.1;
+        let mut run = next(from)?;
+        if hole.contains(&run.start) {
+            run = next(hole.end)?;
         }
+        Some(run.start..if run.start < hole.start { run.end.min(hole.start) } else { run.end })
     }
 }
 
-impl<A: PageSet, B: PageSet> PageSet for Minus<A, B> {
+impl<S: PageSet> PageSet for Minus<S> {
     fn next_run(&self, from: u64) -> Option<Range<u64>> {
-        minus(|at| run_from(&self.0, at), |at| run_from(&self.1, at), from)
+        self.outside(|at| run_from(&self.0, at), from)
     }
 
     fn next_large(&self, from: u64) -> Option<Range<u64>> {
-        minus(|at| large_from(&self.0, at), |at| large_from(&self.1, at), from)
+        self.outside(|at| large_from(&self.0, at), from)
     }
 
     fn line(&self, index: u64, line: &mut Line) -> bool {
-        combined(&self.0, &self.1, index, line, |a, b| a & !b)
+        let told = self.0.line(index, line);
+        for (first, word) in words_of(index).zip(line) {
+            *word &= !(bits_from(self.1.start, first) & !bits_from(self.1.end, first));
+        }
+        told
     }
 }
 
@@ -110,29 +87,30 @@ pub struct Splice<A, B> {
     pub at: u64,
 }
 
-/// The runs of `left` below `seam`, those of `right` from it on.
-fn splice(
-    left: impl Fn(u64) -> Option<Range<u64>>,
-    right: impl Fn(u64) -> Option<Range<u64>>,
-    seam: u64,
-    from: u64,
-) -> Option<Range<u64>> {
-    let run = if from < seam { left(from) } else { None };
-    let Some(run) = run.filter(|run| run.start < seam) else { return right(from.max(seam)) };
-    if run.end < seam {
-        return Some(run);
+impl<A, B> Splice<A, B> {
+    /// The first run of the left set below the seam, or of the right set from it on.
+    #[inline]
+    fn either(
+        &self,
+        left: impl Fn(u64) -> Option<Range<u64>>,
+        right: impl Fn(u64) -> Option<Range<u64>>,
+        from: u64,
+    ) -> Option<Range<u64>> {
+        let below = if from < self.at { left(from).filter(|run| run.start < self.at) } else { None };
+        match below {
+            Some(run) => Some(run.start..run.end.min(self.at)),
+            None => right(from.max(self.at)),
+        }
     }
-    let rest = right(seam).filter(|rest| rest.start == seam);
-    Some(run.start..rest.map_or(seam, |rest| rest.end))
 }
 
 impl<A: PageSet, B: PageSet> PageSet for Splice<A, B> {
     fn next_run(&self, from: u64) -> Option<Range<u64>> {
-        splice(|at| run_from(&self.left, at), |at| run_from(&self.right, at), self.at, from)
+        self.either(|at| run_from(&self.left, at), |at| run_from(&self.right, at), from)
     }
 
     fn next_large(&self, from: u64) -> Option<Range<u64>> {
-        splice(|at| large_from(&self.left, at), |at| large_from(&self.right, at), self.at, from)
+        self.either(|at| large_from(&self.left, at), |at| large_from(&self.right, at), from)
     }
 
     fn line(&self, index: u64, line: &mut Line) -> bool {
@@ -177,33 +155,5 @@ impl<S: PageSet> PageSet for Large<S> {
     fn line(&self, _index: u64, line: &mut Line) -> bool {
         *line = [0; 64];
         true
-    }
-}
-
-/// What keeps pages apart in either set: its layout is the coarsest that refines both layouts.
-///
-/// For counting alone: a run may end where the other set goes on.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Both<A, B>(pub(crate) A, pub(crate) B);
-
-impl<A: PageSet, B: PageSet> PageSet for Both<A, B> {
-    #[inline]
-    fn next_run(&self, from: u64) -> Option<Range<u64>> {
-        match (run_from(&self.0, from), run_from(&self.1, from)) {
-            (Some(a), Some(b)) => Some(if a.start <= b.start { a } else { b }),
-            (some, None) | (None, some) => some,
-        }
-    }
-
-    #[inline]
-    fn next_edge(&self, from: u64) -> Option<u64> {
-        match (edge_from(&self.0, from), edge_from(&self.1, from)) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (some, None) | (None, some) => some,
-        }
-    }
-
-    fn line(&self, index: u64, line: &mut Line) -> bool {
-        combined(&self.0, &self.1, index, line, |a, b| a | b)
     }
 }

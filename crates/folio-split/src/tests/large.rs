@@ -5,12 +5,12 @@ use crate::*;
 use std::vec::Vec;
 
 /// Layouts where runs may stay large, by the definition: a folio holds no small page, and all or nothing of a run.
-fn mixed_reference(order: u8, orders: OrderSet, small: u64, large: u64) -> Vec<u8> {
+pub(super) fn mixed_reference(order: u8, orders: OrderSet, small: u64, large: u64) -> Vec<u8> {
     let mut out = Vec::new();
     while out.len() < 1 << order {
         let at = out.len() as u64;
         let clean = |o: Order| {
-            let pages = (1_u64 << o.pages()).wrapping_sub(1) << (at & !(o.pages() - 1));
+            let pages = (u64::MAX >> (64 - o.pages().min(64))) << (at & !(o.pages() - 1));
             o == Order::PAGE
                 || o.raw() <= order && small & pages == 0 && (large & pages == 0 || large & pages == pages)
         };
@@ -60,8 +60,16 @@ fn runs_that_stay_large() {
         let step = t.step(0, seam);
         let spliced = mixed_reference(4, orders, sb & low | sa & !low, lb & low | la & !low);
         assert_eq!(orders_of(&step.to_layout()), spliced);
-        let less = FolioLayout::new(block(4), orders, Minus(a, Large(words[3].as_slice())));
-        assert_eq!(orders_of(&less), mixed_reference(4, orders, sa, la & !lb));
+        let less = FolioLayout::new(block(4), orders, Minus(a, 0..seam));
+        assert_eq!(orders_of(&less), mixed_reference(4, orders, sa & !low, la & !low));
+        // Two sets of pages that may stay large are one, wherever the runs of one end inside those of the other.
+        let both = Union(a, b);
+        assert_eq!(
+            orders_of(&FolioLayout::new(block(4), orders, both)),
+            mixed_reference(4, orders, sa | sb, la | lb)
+        );
+        let counts = FolioLayout::new(block(4), orders, both).counts();
+        check_counts(4, &mixed_reference(4, orders, sa | sb, la | lb), &counts);
     }
 }
 

@@ -7,9 +7,11 @@
 )]
 
 mod blocks;
+mod changes;
 mod commit;
 mod exhaustive;
 mod large;
+mod reads;
 mod sets;
 mod tables;
 
@@ -63,6 +65,15 @@ fn check_counts(order: u8, orders: &[u8], counts: &LayoutCounts) {
     }
     let folios: u64 = (0..=order).map(|o| counts.folios_of(Order::new(o).unwrap())).sum();
     assert_eq!(counts.folios(), folios);
+    for unit in 0..=order + 1 {
+        // What begins at a multiple of the unit, or would if nothing smaller existed.
+        let (mut parts, mut at) = (0, 0);
+        while at < orders.len() && unit <= order {
+            at += 1 << orders[at].max(unit);
+            parts += 1;
+        }
+        assert_eq!(counts.parts(Order::new(unit).unwrap()), parts, "unit {unit} in {orders:?}");
+    }
 }
 
 /// The differences of two lists of orders, by the definition.

@@ -9,7 +9,7 @@
 //! // The guest accepts 4 KiB inside a page that is pending at 2 MiB: split it, then enter again.
 //! let out = Regs { rax: 48, rcx: 0x2, rdx: 0x4088_0000_0001, r8: 0x4000_1000, ..Regs::new() };
 //! let violation = EptViolation::decode(&out).unwrap();
-//! let accept = violation.accept().unwrap();
+//! let accept = violation.details().unwrap();
 //! assert_eq!((accept.requested, accept.found), (Some(Level::L4K), Some(Level::L2M)));
 //! assert_eq!(accept.state, SeptState::Pending);
 //! ```
@@ -160,11 +160,12 @@ pub enum ViolationKind {
     Access,
     /// TDG.MEM.PAGE.ACCEPT found an entry that it cannot accept.
     Accept,
-    /// Details of a GPA.
+    /// TDG.MEM.PAGE.ATTR.WR found no table of an L2 VM to write to, and the VM asks for an exit then:
+    /// [`EptViolation::missing_l2`].
     GpaDetails,
-    /// An MSR could not be loaded on entry.
+    /// An MSR could not be loaded on entry. Comes with a failed entry, not with an EPT violation.
     EntryMsrLoad,
-    /// The extended state could not be loaded on entry.
+    /// The extended state could not be loaded on entry. Comes with a failed entry, not with an EPT violation.
     EntryXstateLoad,
     /// TDG.MEM.PAGE.ATTR.WR found an entry that it cannot change.
     AttrWr,
@@ -174,12 +175,13 @@ pub enum ViolationKind {
     Other(u8),
 }
 
-/// Details of a failed ACCEPT (and of the other kinds that walk the S-EPT).
+/// What stopped a TDG.MEM.PAGE.ACCEPT or TDG.MEM.PAGE.ATTR.WR.
 ///
-/// Source: TDX module ABI, TDH.VP.ENTER, "Extended exit qualification"; recorded exits of module 1.5.01.
+/// Source: TDX module ABI, TDH.VP.ENTER, "Extended exit qualification"; `td_other_exits.c` of module 1.5.01; recorded
+/// exits of that module.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
-pub struct AcceptDetails {
+pub struct ViolationDetails {
     /// Level that the guest asked for.
     pub requested: Option<Level>,
     /// Level of the entry that stopped it.
@@ -234,11 +236,26 @@ impl EptViolation {
         }
     }
 
-    /// The entry that a failed ACCEPT asked for: its GPA at the level requested. `None` if it was no ACCEPT.
+    /// The entry that a failed ACCEPT or ATTR.WR asked for: its GPA at the level requested. `None` if it was neither.
     #[must_use]
     pub const fn wanted(&self) -> Option<GpaEntry> {
-        match self.accept() {
-            Some(AcceptDetails { requested: Some(level), .. }) => Some(GpaEntry::containing(self.gpa, level)),
+        match self.details() {
+            Some(ViolationDetails { requested: Some(level), .. }) => {
+                Some(GpaEntry::containing(self.gpa, level))
+            }
+            _ => None,
+        }
+    }
+
+    /// The entry of an L2 VM that has no table, and the VM, 1 to 3 ([`ViolationKind::GpaDetails`]): give it one with
+    /// [`sept_add_v1`](crate::mem::sept_add_v1), then enter again.
+    #[must_use]
+    pub const fn missing_l2(&self) -> Option<(GpaEntry, u8)> {
+        let read = self.read();
+        match (self.kind(), read.found) {
+            (ViolationKind::GpaDetails, Some(level)) => {
+                Some((GpaEntry::containing(self.gpa, level), read.vm))
+            }
             _ => None,
         }
     }
@@ -249,26 +266,30 @@ impl EptViolation {
         self.gpa.raw() >> config.shared_bit() & 1 != 0
     }
 
-    /// The details of a failed ACCEPT.
+    /// The details of a failed ACCEPT or ATTR.WR; [`EptViolation::kind`] says which.
     ///
-    /// * `Pending` found above the level asked for: split the page, then enter again.
+    /// * A page found above the level asked for (ACCEPT: a `Pending` one): split it, then enter again.
     /// * `Free`, or a missing table: map a page.
     /// * Blocked: a change is under way; enter again when it is done.
     #[must_use]
-    pub const fn accept(&self) -> Option<AcceptDetails> {
-        if !matches!(self.kind(), ViolationKind::Accept) {
-            return None;
+    pub const fn details(&self) -> Option<ViolationDetails> {
+        match self.kind() {
+            ViolationKind::Accept | ViolationKind::AttrWr => Some(self.read()),
+            _ => None,
         }
+    }
+
+    const fn read(&self) -> ViolationDetails {
         // Bits 34:32 requested level, 37:35 level found, 45:38 state, 46 leaf, 53:52 VM.
         let [low, ..] = (self.extended >> 32).to_le_bytes();
         let [state, ..] = (self.extended >> 38).to_le_bytes();
         let [vm, ..] = (self.extended >> 52).to_le_bytes();
-        Some(AcceptDetails {
+        ViolationDetails {
             requested: Level::new(low & 0b111),
             found: Level::new((low >> 3) & 0b111),
             state: SeptState::from_public(state),
             is_leaf: self.extended & (1 << 46) != 0,
             vm: vm & 0b11,
-        })
+        }
     }
 }

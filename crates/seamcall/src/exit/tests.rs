@@ -21,7 +21,7 @@ fn accept_details() {
         (0x2048_0000_0001, Level::L4K, Level::L2M, SeptState::NlBlocked, false),
     ] {
         let out = Regs { rax: 48, rcx: 2, rdx, r8: 0x4000_0000, ..Regs::new() };
-        let accept = EptViolation::decode(&out).unwrap().accept().unwrap();
+        let accept = EptViolation::decode(&out).unwrap().details().unwrap();
         assert_eq!((accept.requested, accept.found), (Some(requested), Some(found)), "{rdx:#x}");
         assert_eq!((accept.state, accept.is_leaf, accept.vm), (state, is_leaf, 0), "{rdx:#x}");
     }
@@ -34,6 +34,23 @@ fn what_an_accept_wanted() {
     assert_eq!(at(0x4088_0000_0001, 0x4000_1000), entry(0x4000_1000, Level::L4K));
     assert_eq!(at(0x0011_0000_0001, 0x4020_0000), entry(0x4020_0000, Level::L2M));
     assert_eq!(at(0, 0x4020_0000), None);
+}
+
+/// TDG.MEM.PAGE.ATTR.WR wants a page split as ACCEPT does, or the table of an L2 VM that is not there.
+#[test]
+fn what_an_attr_wr_wanted() {
+    let of = |rdx| EptViolation::decode(&Regs { rax: 48, rdx, r8: 0x4000_1000, ..Regs::new() }).unwrap();
+    let entry = |raw, level| GpaEntry::new(gpa(raw), level).unwrap();
+    // 4K inside a 2M page that is mapped.
+    let split = of(0x4108_0000_0005);
+    assert_eq!((split.kind(), split.wanted()), (ViolationKind::AttrWr, Some(entry(0x4000_1000, Level::L4K))));
+    let details = split.details().unwrap();
+    assert_eq!((details.found, details.state), (Some(Level::L2M), SeptState::Mapped));
+    assert_eq!(split.missing_l2(), None);
+    // L2 VM 2 has no table of 4K entries there: level and VM are all that is said.
+    let missing = of(0x0020_0008_0000_0002);
+    assert_eq!((missing.kind(), missing.details()), (ViolationKind::GpaDetails, None));
+    assert_eq!(missing.missing_l2(), Some((entry(0x4000_0000, Level::L2M), 2)));
 }
 
 #[test]
@@ -86,7 +103,7 @@ fn other_exits_are_none_of_it() {
         assert_eq!(EptViolation::decode(&Regs { rax, ..Regs::new() }), None);
     }
     let access = EptViolation::decode(&Regs { rax: 48, r8: 1 << 47 | 0x1000, ..Regs::new() }).unwrap();
-    assert_eq!((access.kind(), access.accept()), (ViolationKind::Access, None));
+    assert_eq!((access.kind(), access.details()), (ViolationKind::Access, None));
     assert!(access.is_shared(TdxConfig::LEVELS_4) && !access.is_shared(TdxConfig::LEVELS_5_GPAW_52));
 }
 
@@ -119,6 +136,20 @@ fn map_gpa_refuses_nonsense() {
     ] {
         assert!(map_gpa(r12, r13, config).unwrap().is_err(), "{r12:#x} {r13:#x}");
     }
+    // What is wrong decides about the answer; the address is the guest's, shared bit and all.
+    for (r12, r13, r10) in [
+        (0x800, 0x1000, 0x8000_0000_0000_0002),
+        (1 << 47 | 0x1000, 0x801, 0x8000_0000_0000_0002),
+        (1 << 47 | 0x1000, 0, 0x8000_0000_0000_0000),
+        (0x800, 0, 0x8000_0000_0000_0000),
+        ((1 << 47) - 0x800, 0x1000, 0x8000_0000_0000_0000),
+        (1 << 48 | 0x800, 0x1000, 0x8000_0000_0000_0000),
+        (0x1000, u64::MAX, 0x8000_0000_0000_0000),
+    ] {
+        let error = map_gpa(r12, r13, config).unwrap().unwrap_err();
+        assert_eq!((error.gpa, error.size), (r12, r13));
+        assert_eq!(error.reply().registers(), (r10, r12), "{r12:#x} {r13:#x}");
+    }
     assert!(map_gpa((1 << 47) - 0x1000, 0x1000, config).unwrap().is_ok());
     let other = Regs { rax: 77, r11: 0x10002, ..Regs::new() };
     assert!(MapGpa::decode(&other, config).is_none());
@@ -140,7 +171,10 @@ fn replies() {
         assert_eq!(request.converted_until(gpa(0x3000_0000)).registers(), (1, r12));
         assert_eq!(request.converted_until(gpa(0x4000_2000)), MapGpaReply::DONE);
         assert_eq!(request.converted_until(gpa(0x5000_0000)), MapGpaReply::DONE);
+        for (at, failed) in [(0x4000_1234, r11), (0x3000_0000, r12), (0x5000_0000, r11)] {
+            assert_eq!(request.refused_at(gpa(at)).registers(), (0x8000_0000_0000_0000, failed), "{at:#x}");
+            assert_eq!(request.in_use_at(gpa(at)).registers(), (0x8000_0000_0000_0001, failed), "{at:#x}");
+        }
     }
     assert_eq!(MapGpaReply::DONE.registers(), (0, 0));
-    assert_eq!(MapGpaReply::INVALID.registers(), (0x8000_0000_0000_0000, 0));
 }

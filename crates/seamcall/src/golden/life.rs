@@ -115,8 +115,8 @@ fn vcpu_entry() {
     let common = regs(0x200).regs();
     assert_eq!((common.rax, common.rcx, common.rdx, common.r8), (0x200, 0x201, 0x202, 0x208));
     assert_eq!((common.r9, common.r12, common.r13), (0x209, 0x20c, 0x20d));
-    let reply = regs(0x200).with_reply(crate::exit::MapGpaReply::INVALID);
-    assert_eq!(reply, GuestRegs { r10: 1 << 63, r11: 0, ..regs(0x200) });
+    let reply = regs(0x200).with_reply(crate::exit::MapGpaReply::DONE);
+    assert_eq!(reply, GuestRegs { r10: 0, r11: 0, ..regs(0x200) });
 }
 
 #[test]

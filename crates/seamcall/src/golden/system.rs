@@ -88,6 +88,25 @@ fn info() {
     assert_eq!(sends(script, expected, |t| sys::rd_all(t, &mut frame(0x5000), first)), Ok(None));
 }
 
+/// The list did not fit into its page: `R8` is the field to go on with, behind a status that looks like an error.
+#[test]
+fn a_full_list_goes_on() {
+    let cmrs = 0x9000_0003_0000_0080;
+    let full = |r8| Script::new().then(move |regs| Regs { rax: 0xc000_0c04_0000_0000, r8, ..regs });
+    let all = Regs { rdx: 0x5000, r8: NULL, ..on(37) };
+    let next = sends(full(cmrs), all, |t| sys::rd_all(t, &mut frame(0x5000), FieldId::NONE)).unwrap();
+    assert_eq!(next, Some(FieldId::CMR_BASE));
+    let expected = Regs { r8: cmrs, ..all };
+    let script = Script::new().then(|regs| Regs { rax: 0, r8: NULL, ..regs });
+    let rest = sends(script, expected, |t| sys::rd_all(t, &mut frame(0x5000), FieldId::CMR_BASE));
+    assert_eq!(rest, Ok(None));
+    // Nothing was written, or nothing is left: going on would not end.
+    for (r8, first) in [(cmrs, FieldId::CMR_BASE), (NULL, FieldId::NONE)] {
+        let error = sys::rd_all(&full(r8), &mut frame(0x5000), first).unwrap_err();
+        assert_eq!(error.status.raw(), 0xc000_0c04_0000_0000);
+    }
+}
+
 /// A transport that ends BLOCKW with `rax` before entry `next`, as the module does: the operand comes back moved on.
 fn stops(rax: u64, next: u64, r8: u64) -> Script {
     Script::new().then(move |regs| Regs { rax, rcx: regs.rcx & !(0x1ff << 3) | next << 3, r8, ..regs })

@@ -17,7 +17,9 @@ use core::fmt;
 /// |---|---|
 /// | 23:0 | field code |
 /// | 33:32 | log2 of the element's size in bytes |
-/// | 37:34 | number of elements - 1 |
+/// | 37:34 | number of elements - 1; 0 to read or write one |
+/// | 46:38 | number of fields in a sequence - 1; 0 to read or write one |
+/// | 50, 51 | in lists: step between codes, a write mask follows |
 /// | 54:52 | context: 0 platform, 1 TD, 2 vCPU |
 /// | 61:56 | class |
 /// | 63 | not architectural |

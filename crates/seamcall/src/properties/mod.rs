@@ -107,7 +107,8 @@ proptest! {
             prop_assert_eq!(violation.is_some(), reason.map(ExitReason::basic) == Some(48));
             if let Some(violation) = violation {
                 prop_assert_eq!((violation.qualification, violation.extended), (out.rcx, out.rdx));
-                prop_assert_eq!(violation.accept().is_some(), out.rdx & 0xf == 1);
+                prop_assert_eq!(violation.details().is_some(), matches!(out.rdx & 0xf, 1 | 5));
+                prop_assert_eq!(violation.missing_l2().is_some(), out.rdx & 0xf == 2 && out.rdx >> 35 & 7 < 5);
             }
             match MapGpa::decode(&out, config) {
                 Some(Ok(request)) => {

@@ -161,7 +161,7 @@ pub enum Detail {
     /// The x2APIC id that another vCPU has.
     X2ApicId(u32),
     /// Which one, from 0: page of a pair (PAMT.REMOVE), SMRR or package (SYS.INIT, SYS.LP.INIT), event filter
-    /// (MNG.INIT).
+    /// (MNG.INIT), slot of a service TD.
     Index(u32),
     /// How many: key ids that the module can deal with (SYS.INIT).
     Count(u32),
@@ -248,20 +248,25 @@ impl Status {
             | Self::PAMT_OVERLAP
             | Self::INVALID_RESERVED_IN_TDMR
             | Self::NON_ORDERED_RESERVED_IN_TDMR => Detail::Tdmr([b0, b1, b2, b3]),
-            _ if raw == 0 => Detail::None,
-            Self::OP_STATE_INCORRECT | Self::VCPU_STATE_INCORRECT => Detail::State(raw),
-            Self::INCORRECT_MSR_VALUE | Self::INCONSISTENT_MSR => Detail::Msr(raw),
-            Self::NUM_ACTIVATED_HKIDS_NOT_SUPPORTED => Detail::Count(raw),
+            // Exception or NMI, a machine check among them, is reason 0.
             Self::NON_RECOVERABLE_VCPU
             | Self::NON_RECOVERABLE_TD
             | Self::NON_RECOVERABLE_TD_NON_ACCESSIBLE
             | Self::NON_RECOVERABLE_TD_WRONG_APIC_MODE
-            | Self::NON_RECOVERABLE_TD_CORRUPTED_MD
-            | Self::CROSS_TD_FAULT
-            | Self::CROSS_TD_TRAP
             | Self::L2_EXIT_HOST_ROUTED_ASYNC
+            | Self::L2_EXIT_HOST_ROUTED_TDVMCALL
+            | Self::L2_EXIT_PENDING_INTERRUPT
             | Self::TD_EXIT_ON_L2_VM_EXIT
             | Self::TD_EXIT_ON_L2_TO_L1 => Detail::ExitReason(raw),
+            Self::SERVTD_NOT_BOUND => Detail::Index(raw),
+            _ if raw == 0 => Detail::None,
+            Self::OP_STATE_INCORRECT | Self::VCPU_STATE_INCORRECT => Detail::State(raw),
+            Self::INCORRECT_MSR_VALUE | Self::INCONSISTENT_MSR => Detail::Msr(raw),
+            Self::NUM_ACTIVATED_HKIDS_NOT_SUPPORTED => Detail::Count(raw),
+            // Made without a reason by the modules read.
+            Self::NON_RECOVERABLE_TD_CORRUPTED_MD | Self::CROSS_TD_FAULT | Self::CROSS_TD_TRAP => {
+                Detail::ExitReason(raw)
+            }
             Self::TD_VMCS_FIELD_NOT_INITIALIZED | Self::TD_VMCS_FIELD_ERROR | Self::SMRR_OVERLAPS_CMR => {
                 Detail::Other(raw)
             }

@@ -36,8 +36,9 @@ fn vectors() {
         (0x8000_0004_0000_0000, "TDX_INTERRUPTED_RESTARTABLE", Retry),
         (0x9000_0205_0000_0000, "TDX_HOST_PRIORITY_BUSY_TIMEOUT", Retry),
         (0xe000_0604_0000_0000, "TDX_TD_FATAL", Fatal),
-        (0x6000_0002_0000_0000, "TDX_NON_RECOVERABLE_TD", Fatal),
-        (0x4000_0001_0000_0000, "TDX_NON_RECOVERABLE_VCPU", Fatal),
+        (0x6000_0002_0000_0030, "TDX_NON_RECOVERABLE_TD|exit reason 48", Fatal),
+        (0x6000_0005_0000_0000, "TDX_NON_RECOVERABLE_TD_NON_ACCESSIBLE|exit reason 0", Fatal),
+        (0x4000_0001_0000_0002, "TDX_NON_RECOVERABLE_VCPU|exit reason 2", Fatal),
         (0x8000_0810_0000_0000, "TDX_TD_KEYS_NOT_CONFIGURED", Caller),
         (0xc000_0506_0000_0000, "TDX_SYS_SHUTDOWN", Fatal),
         (0x8000_ff00_ffff_0000, "SEAMCALL_VMFAILINVALID", Fatal),
@@ -196,6 +197,18 @@ fn details_of_each_shape() {
         (0xc000_0906_0000_0001, Detail::Index(1)),
         (0x0000_0000_0000_0030, Detail::ExitReason(48)),
         (0x6000_0002_0000_0030, Detail::ExitReason(48)),
+        // A machine check: reason 0, exception or NMI. A triple fault of an L2 VM that goes to L1, a TDCALL of one.
+        (0x6000_0005_0000_0000, Detail::ExitReason(0)),
+        (0x4000_0001_0000_0002, Detail::ExitReason(2)),
+        (0x0000_1100_0000_0030, Detail::ExitReason(48)),
+        (0x0000_1101_0000_004d, Detail::ExitReason(77)),
+        (0x0000_1102_0000_0000, Detail::ExitReason(0)),
+        (0x0000_1142_0000_0000, Detail::ExitReason(0)),
+        // These come without one, and so does what is made before an L2 VM is entered.
+        (0x6000_000a_0000_0000, Detail::None),
+        (0x9000_0009_0000_0000, Detail::None),
+        (0x0000_1140_0000_0000, Detail::None),
+        (0xc000_0d05_0000_0001, Detail::Index(1)),
         (0xc000_0608_0000_0004, Detail::State(4)),
         (0xc000_0700_0000_0002, Detail::State(2)),
         // IA32_TSC_ADJUST differs.
@@ -208,6 +221,17 @@ fn details_of_each_shape() {
     ] {
         assert_eq!(Status::from_raw(raw).detail(), detail, "{raw:#x}");
     }
+}
+
+/// TDH.IMPORT.* add the fatal bit to the error that ended the import, and with it the TD.
+#[test]
+fn an_error_that_is_fatal_has_its_name() {
+    let status = Status::from_raw(0xe000_0e01_0000_0000);
+    assert_eq!((status.name(), status.class()), (Some("TDX_INCORRECT_MBMD_MAC"), Some(Class::Fatal)));
+    assert!(!status.is(Status::INCORRECT_MBMD_MAC) && status.raw() == 0xe000_0e01_0000_0000);
+    // No error, no name.
+    assert_eq!(Status::from_raw(0x2000_0000_0000_0000).name(), None);
+    assert_eq!(Status::from_raw(0x2000_0b07_0000_0001).name(), None);
 }
 
 #[test]

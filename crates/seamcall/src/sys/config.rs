@@ -77,8 +77,8 @@ pub unsafe fn config_v1<T: Transport + ?Sized>(
 ///
 /// # Errors
 ///
-/// In check order: `SYS_BUSY`, `SYS_KEY_CONFIG_NOT_PENDING`, `KEY_GENERATION_FAILED` (retry). A package that has its
-/// key is [`KeyConfig::Already`].
+/// In check order: `SYS_BUSY`, `SYS_KEY_CONFIG_NOT_PENDING`, `OPERAND_BUSY|KET`, `KEY_GENERATION_FAILED` (retry). A
+/// package that has its key is [`KeyConfig::Already`], before the last two.
 ///
 /// Source: TDX module ABI, TDH.SYS.KEY.CONFIG; `tdh_sys_key_config.c` of module 1.5.01.
 #[inline]

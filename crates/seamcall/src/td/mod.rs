@@ -1,85 +1,20 @@
 //! One TD, as the table that drives it sees it.
 
+mod budget;
 mod error;
 mod external;
 #[cfg(test)]
 mod tests;
 
+pub use budget::RetryBudget;
 pub use error::TdError;
 pub use external::TablePages;
 
-use crate::{EntryInfo, Hkid, KeyIdBits, Leaf, SeamcallError, Status, Tdr, Transport, mem, mr, ranges};
-use core::hint;
+use crate::{
+    EntryInfo, Hkid, KeyIdBits, Leaf, Operand, SeamcallError, Status, Tdr, Transport, mem, mr, ranges,
+};
+use core::{cell::Cell, hint};
 use sept_core::{FrameKind, Gpa, GpaEntry, Hpa, Shootdown, TdxConfig, TreeLock};
-
-/// How often a call is repeated before its refusal is the caller's to deal with.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-#[expect(clippy::exhaustive_structs, reason = "one number for each status that is worth a repetition")]
-pub struct RetryBudget {
-    /// After `OPERAND_BUSY` and `SYS_BUSY`, and TRACK after `PREVIOUS_TLB_EPOCH_BUSY`.
-    pub busy: u32,
-    /// After `INTERRUPTED_RESTARTABLE`.
-    pub restartable: u32,
-}
-
-impl RetryBudget {
-    /// Enough for what other CPUs do in passing.
-    pub const DEFAULT: Self = Self { busy: 64, restartable: 64 };
-
-    /// Every refusal comes out at once; but a [`Td`] that has made half of a change still tries to make the other.
-    pub const NONE: Self = Self { busy: 0, restartable: 0 };
-
-    /// Whether the call that `error` refused is worth making once more with the same operands; takes one repetition
-    /// out of the budget.
-    ///
-    /// That is so after `OPERAND_BUSY`, `SYS_BUSY` and `INTERRUPTED_RESTARTABLE`. After `PREVIOUS_TLB_EPOCH_BUSY` vCPUs
-    /// have to be kicked first; `INTERRUPTED_RESUMABLE` and `INTERRUPTED_BUSY` need other operands, see
-    /// [`ranges`](crate::ranges).
-    ///
-    /// ```
-    /// use seamcall::{RetryBudget, SeamcallError, Tdr, Transport, mem};
-    /// use sept_core::GpaEntry;
-    ///
-    /// fn unblock<T: Transport>(t: &T, td: Tdr, at: GpaEntry, mut budget: RetryBudget) -> Result<(), SeamcallError> {
-    ///     loop {
-    ///         match mem::range_unblock(t, td, at) {
-    ///             Err(error) if budget.spend(&error) => core::hint::spin_loop(),
-    ///             result => return result,
-    ///         }
-    ///     }
-    /// }
-    /// ```
-    #[must_use = "a budget that is used up says so here"]
-    pub const fn spend(&mut self, error: &SeamcallError) -> bool {
-        let budget = match error.status.code() {
-            Status::OPERAND_BUSY | Status::SYS_BUSY => &mut self.busy,
-            Status::INTERRUPTED_RESTARTABLE => &mut self.restartable,
-            _ => return false,
-        };
-        match budget.checked_sub(1) {
-            Some(rest) => {
-                *budget = rest;
-                true
-            }
-            None => false,
-        }
-    }
-}
-
-impl RetryBudget {
-    const fn at_least(self, floor: Self) -> Self {
-        const fn larger(a: u32, b: u32) -> u32 {
-            if a > b { a } else { b }
-        }
-        Self { busy: larger(self.busy, floor.busy), restartable: larger(self.restartable, floor.restartable) }
-    }
-}
-
-impl Default for RetryBudget {
-    fn default() -> Self {
-        Self::DEFAULT
-    }
-}
 
 /// What a [`Td`] needs to know about its TD and platform.
 ///
@@ -219,7 +154,7 @@ impl<O: Observe + ?Sized> Observe for &O {
 /// One TD: where to call, how to make its vCPUs leave, and the section around each call.
 ///
 /// As [`External`](sept_core::External), it makes each change of one S-EPT entry. All its retries are bounded by
-/// [`TdDescription::budget`]; the section is held for one SEAMCALL at a time. When it gives up because the lock of an
+/// [`TdDescription::budget`]; the section is held for one SEAMCALL at a time. When it gives up after the lock of an
 /// entry was taken, it reads the entry (SEPT.RD, under the same budget), so that the module lets the guest accept it
 /// again.
 #[derive(Debug)]
@@ -306,13 +241,20 @@ impl<T: Transport, S: Shootdown, L: TreeLock, O: Observe> Td<T, S, L, O> {
     }
 
     /// Repeats a call while it is busy or interrupted, each time from the same operands. Gives up an entry whose lock
-    /// it did not get.
+    /// it did not get, be it that the last attempts did not even come to the entry.
     fn retried<R>(&self, call: impl Fn() -> Result<R, SeamcallError>) -> Result<R, SeamcallError> {
-        let result = self.repeated(call);
-        if let Err(SeamcallError { at: Some(at), leaf, .. }) = result
-            && leaf != Leaf::MEM_SEPT_RD
-            && result.as_ref().is_err_and(SeamcallError::is_entry_busy)
-        {
+        let flagged = Cell::new(None);
+        let result = self.repeated(|| {
+            let result = call();
+            match &result {
+                Err(error) if error.leaf == Leaf::MEM_SEPT_RD || stopped_before_entry(error) => {}
+                Err(error) if error.is_entry_busy() => flagged.set(error.at),
+                // Who gets the lock takes the flag away.
+                _ => flagged.set(None),
+            }
+            result
+        });
+        if let Some(at) = flagged.get() {
             // Answer and failure are the same to us: a guest that is kept out tries again, and so does our caller.
             let _ = self.repeated(|| self.lock.shared(|| mem::sept_rd(&self.transport, self.tdr(), at)));
         }
@@ -344,4 +286,10 @@ impl<T: Transport, S: Shootdown, L: TreeLock, O: Observe> Td<T, S, L, O> {
             }
         }
     }
+}
+
+/// Whether a lock was taken that the module tries before that of the entry.
+fn stopped_before_entry(error: &SeamcallError) -> bool {
+    let operand = if error.status.is(Status::OPERAND_BUSY) { error.status.operand() } else { None };
+    matches!(operand, Some(Operand::RDX | Operand::OP_STATE | Operand::SEPT_TREE))
 }

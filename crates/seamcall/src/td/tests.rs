@@ -125,6 +125,21 @@ fn an_entry_that_is_given_up_is_read() {
     assert!(td.probe(two_mib()).is_err());
     assert_eq!(td.transport().leaves().len(), 6);
 
+    // The last attempt does not even come to the entry: the flag of the first is still there.
+    for lock in [0x92, 0xac, 2] {
+        let script = busy(Script::new()).status(0x8000_0200_0000_0000 | lock);
+        let td = with(script, description().with_budget(RetryBudget { busy: 1, restartable: 0 }));
+        assert!(td.block(two_mib()).is_err());
+        assert_eq!(td.transport().leaves(), [7, 7, 25], "{lock:#x}");
+    }
+    // Somebody who got the lock since has taken it away: not tracked, or the page's own metadata is locked.
+    for answer in [0xc000_0b08_0000_0001, 0x8000_0200_0000_0001] {
+        let script = busy(Script::new()).status(answer);
+        let td = with(script, description().with_budget(RetryBudget { busy: 1, restartable: 0 }));
+        assert!(td.unmap(two_mib(), hpa(BACKING)).is_err());
+        assert_eq!(td.transport().leaves(), [29, 29], "{answer:#x}");
+    }
+
     // Other locks leave no flag.
     let script = (0..3).fold(Script::new(), |script, _| script.status(0x8000_0200_0000_0092));
     let td = self::td(script);

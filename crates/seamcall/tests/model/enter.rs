@@ -86,7 +86,7 @@ fn an_accept_of_a_smaller_size_splits_the_page() {
     let out = enter();
     let Exit::EptViolation(violation) = Exit::decode(&out.regs(), config) else { panic!("{out:x?}") };
     assert_eq!((violation.kind(), violation.wanted()), (ViolationKind::Accept, Some(small())));
-    let found = violation.accept().unwrap();
+    let found = violation.details().unwrap();
     assert_eq!((found.found, found.state, found.is_leaf), (Some(Level::L2M), SeptState::Pending, true));
 
     bench.td.block(large()).unwrap();

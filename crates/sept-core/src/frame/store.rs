@@ -4,6 +4,21 @@ use super::{Frame, FrameKind, FrameStore};
 use crate::{Hpa, Level, SideWord, TableMemory, Word};
 use core::sync::atomic::Ordering;
 
+/// Storage of an operation that needs no frames.
+impl FrameStore for () {
+    fn put(&mut self, _: FrameKind, frame: Frame) -> Result<(), Frame> {
+        Err(frame)
+    }
+
+    fn get(&mut self, _: FrameKind) -> Option<Frame> {
+        None
+    }
+
+    fn count(&self, _: FrameKind) -> u32 {
+        0
+    }
+}
+
 /// Reserved frames in slots that the caller brings.
 ///
 /// Putting and getting look at each slot: for a handful of frames.

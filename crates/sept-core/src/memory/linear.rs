@@ -156,8 +156,9 @@ unsafe impl<H: LinearHost> TableMemory for LinearMap<H> {
     fn reader(&self) -> impl Fn(Hpa, u16) -> u64 {
         let tables = self.tables;
         move |table, index| {
-            let offset = to_usize(table.raw()).wrapping_add(usize::from(index & 0x1ff) << 3);
-            let place: *mut u64 = tables.wrapping_add(offset).cast();
+            // The index does not wait for the level above, so it is added first.
+            let place = tables.wrapping_add(usize::from(index & 0x1ff) << 3);
+            let place: *mut u64 = place.wrapping_add(to_usize(table.raw())).cast();
             // SAFETY: as in `word`.
             let word = unsafe { AtomicU64::from_ptr(place) };
             word.load(Ordering::Acquire)

@@ -6,12 +6,12 @@
 //! what it may have cached is owed a fence ([`Unmapped`], [`Obligation`]).
 
 use super::{
-    Fenced, Obligation, SecurePageTable, TableError,
+    Obligation, SecurePageTable, TableError, Unmapped,
     walk::{Slot, occupied},
 };
 use crate::{
-    Entry, External, Fill, Format, Frame, FrameStore, GpaEntry, HardwareWalked, HostOwned, Hpa, Level,
-    Returned, SideWord, TableMemory, Word,
+    Entry, External, Fill, Format, Frame, FrameStore, GpaEntry, HardwareWalked, HostOwned, Hpa, Returned,
+    TableMemory, Word,
 };
 use core::{cell::Cell, fmt, ops::Deref, sync::atomic::Ordering};
 
@@ -74,51 +74,10 @@ impl Near {
     }
 }
 
-/// A page that was unmapped and that a CPU may still reach until a fence has ended: [`SecurePageTable::take`].
-#[derive(Debug)]
-#[must_use = "dropping it leaks the page"]
-pub struct Unmapped {
-    root: Hpa,
-    hpa: Hpa,
-    level: Level,
-    /// Fences with this number or a later one began after the page was unmapped.
-    stamp: u64,
-}
-
-impl Unmapped {
-    /// Where the page is.
-    #[must_use]
-    pub const fn hpa(&self) -> Hpa {
-        self.hpa
-    }
-
-    /// Size of the page.
-    #[must_use]
-    pub const fn level(&self) -> Level {
-        self.level
-    }
-}
-
 impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// Access for the only thread that can reach the table.
     pub const fn exclusive(&mut self) -> Exclusive<'_, F, M, X> {
         Exclusive { table: self, near: Cell::new(Near::NONE) }
-    }
-}
-
-impl<F: HardwareWalked, M: TableMemory, X: HostOwned> SecurePageTable<F, M, X> {
-    /// The page, once `fence` has ended that was started after it was unmapped.
-    ///
-    /// # Errors
-    ///
-    /// The fence is another table's or was started too early; the page comes back.
-    pub fn take(&self, page: Unmapped, fence: &Fenced) -> Result<Frame, Unmapped> {
-        let quiet = fence.quiet();
-        if quiet.root == self.root && page.root == self.root && quiet.stamp >= page.stamp {
-            Ok(Frame::from_ledger(page.hpa, page.level))
-        } else {
-            Err(page)
-        }
     }
 }
 
@@ -322,29 +281,6 @@ impl<F: HardwareWalked, M: TableMemory, X: HostOwned> Exclusive<'_, F, M, X> {
 }
 
 impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
-    /// Changes the live count without an atomic update and says what it is now.
-    #[inline]
-    pub(super) fn adjust_live(&self, table: Hpa, change: i64) -> u64 {
-        let live = self.side(table, SideWord::Live).wrapping_add(change.cast_unsigned());
-        self.set_side(table, SideWord::Live, live);
-        live
-    }
-
-    /// Takes a page out of the table `holder`, of which nothing is to be kept, and says how many entries are left.
-    #[inline]
-    pub(super) fn clear(&self, at: GpaEntry, holder: Hpa) -> u64 {
-        let free = F::encode(self.config, at.level(), Entry::Free);
-        let word = Word::Entry(at.level().index(at.gpa()));
-        self.memory.store(holder, word, free, Ordering::Release);
-        self.adjust_live(holder, -1)
-    }
-
-    /// A page that was just unmapped, by the only thread that could start a fence meanwhile.
-    #[inline]
-    pub(super) fn unmapped(&self, at: GpaEntry, hpa: Hpa) -> Unmapped {
-        Unmapped { root: self.root, hpa, level: at.level(), stamp: self.epoch.load(Ordering::Relaxed) }
-    }
-
     /// Puts one page in the place of the table `below`, if its entries make one.
     #[inline]
     fn merge_alone(
@@ -358,31 +294,6 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         self.publish_raw(slot, merged | F::MMU_SETS);
         self.shed_since(self.epoch.load(Ordering::Relaxed), below, None, true, into);
         Ok(())
-    }
-
-    /// Takes the table `child` out of `slot` with everything below it, and the tables above that this leaves empty.
-    pub(super) fn detach(&self, at: GpaEntry, slot: &Slot, child: Hpa, into: &mut Obligation) {
-        self.publish(at, slot, Entry::Free);
-        self.shed(child, at.child(0), true, into);
-        if self.adjust_live(slot.table, -1) == 0 {
-            self.shed_empty(at, into);
-        }
-    }
-
-    /// Takes out the tables above `at` that hold nothing, the lowest first. The root stays.
-    #[cold]
-    pub(super) fn shed_empty(&self, at: GpaEntry, into: &mut Obligation) {
-        for level in Level::ALL.into_iter().filter(|level| *level > at.level()) {
-            let above = GpaEntry::containing(at.gpa(), level);
-            let Ok(slot) = self.slot(above, true) else { return };
-            let (Entry::Table { hpa, .. } | Entry::Closed { hpa, .. }) = slot.entry else { return };
-            if self.side(hpa, SideWord::Live) != 0 {
-                return;
-            }
-            self.publish(above, &slot, Entry::Free);
-            self.shed(hpa, None, true, into);
-            self.adjust_live(slot.table, -1);
-        }
     }
 }
 

@@ -22,13 +22,14 @@ mod obligation;
 mod range;
 mod resize;
 mod runs;
+mod shed;
 mod teardown;
 mod translate;
 mod walk;
 
 pub use audit::{Broken, Census, Flaw};
 pub use entries::Entries;
-pub use exclusive::{Exclusive, Unmapped};
+pub use exclusive::Exclusive;
 pub use fences::{FenceTicket, Fenced, Quiet};
 pub use obligation::{Obligation, Unsettled};
 pub use range::{
@@ -36,8 +37,9 @@ pub use range::{
     SplitPlan, SplitRefused, Turn,
 };
 pub use runs::{Run, Runs};
+pub use shed::Unmapped;
 pub use teardown::{Teardown, Torn};
-pub use translate::{Translation, Walker};
+pub use translate::{ExclusiveWalker, Translation, Walker};
 pub use walk::Found;
 
 use crate::{

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::process::ExitCode;
 
 use flate2::read::MultiGzDecoder;
@@ -42,18 +42,30 @@ fn options() -> Result<Options, String> {
     if options.files.is_empty() && !options.help { Err("no trace given".to_owned()) } else { Ok(options) }
 }
 
-fn replay(path: &str, options: &Options) -> Result<Tally, String> {
-    let file = File::open(path).map_err(|error| error.to_string())?;
-    let mut file = BufReader::with_capacity(1 << 16, file);
-    let start = file.fill_buf().map_err(|error| error.to_string())?;
-    let reader: Box<dyn BufRead> = if start.starts_with(&GZIP) {
+fn open(path: &str) -> io::Result<Box<dyn BufRead>> {
+    let mut file = BufReader::with_capacity(1 << 16, File::open(path)?);
+    let start = file.fill_buf()?;
+    Ok(if start.starts_with(&GZIP) {
         Box::new(BufReader::with_capacity(1 << 16, MultiGzDecoder::new(file)))
     } else {
         Box::new(file)
+    })
+}
+
+/// How the sequences of a file went, and whether it could be read to its end.
+fn replay(path: &str, options: &Options) -> (Tally, bool) {
+    let reader = match open(path) {
+        Ok(reader) => reader,
+        Err(error) => {
+            println!("{path}: {error}");
+            return (Tally::default(), false);
+        }
     };
     let tell = |event: Event<'_>| match event {
         Event::Mismatch(mismatch) => println!("{path}: {mismatch}"),
-        Event::Done { sequence, name, unknown: Some(leaf), .. } if options.verbose => {
+        Event::Done { sequence, name, unknown: Some(leaf), .. }
+            if options.verbose || !options.allow_skips =>
+        {
             println!("{path}: sequence {sequence} ({name}): unknown leaf {leaf}");
         }
         Event::Done { sequence, name, passed, .. } if options.verbose => {
@@ -61,7 +73,13 @@ fn replay(path: &str, options: &Options) -> Result<Tally, String> {
         }
         Event::Done { .. } => {}
     };
-    run(reader, options.audit, tell).map_err(|error| error.to_string())
+    match run(reader, options.audit, tell) {
+        Ok(tally) => (tally, true),
+        Err(bad) => {
+            println!("{path}: {bad}");
+            (bad.tally, false)
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -77,17 +95,13 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let mut total = Tally::default();
-    let mut unreadable = false;
+    let mut all_read = true;
     for path in &options.files {
-        match replay(path, &options) {
-            Ok(tally) => total.add(tally),
-            Err(reason) => {
-                println!("{path}: {reason}");
-                unreadable = true;
-            }
-        }
+        let (tally, to_the_end) = replay(path, &options);
+        total.add(tally);
+        all_read &= to_the_end;
     }
     println!("{} passed, {} failed, {} skipped", total.passed, total.failed, total.skipped);
     let skips_fail = total.skipped > 0 && !options.allow_skips;
-    if total.failed > 0 || unreadable || skips_fail { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    if total.failed > 0 || !all_read || skips_fail { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

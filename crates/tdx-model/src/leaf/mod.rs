@@ -55,11 +55,13 @@ impl Session<'_> {
 
     fn dispatch(&mut self, c: &mut Ctx) -> Answer {
         let invalid = Status::OPERAND_INVALID.of(Operand::Rax);
-        let leaf = Leaf::from_number(c.leaf).filter(|_| c.regs.rax & RAX_RESERVED == 0).ok_or(invalid)?;
-        if c.version != 0 && !self.multi_version(leaf) {
+        let leaf = Leaf::from_number(c.leaf);
+        let several_versions = leaf.is_some_and(|leaf| self.multi_version(leaf));
+        if c.regs.rax & RAX_RESERVED != 0 || c.version != 0 && !several_versions {
             return Err(invalid);
         }
         self.admit(leaf)?;
+        let leaf = leaf.ok_or(invalid)?;
         if let Some(status) = self.faults.strike(c.leaf) {
             if status != Status::INTERRUPTED_RESTARTABLE {
                 clear_outputs(c, leaf);
@@ -81,21 +83,23 @@ impl Session<'_> {
         matches!(leaf, Leaf::SysInit | Leaf::SysLpInit | Leaf::SysLpShutdown) || self.system.knows(lp)
     }
 
-    /// The module is in a state in which it executes the leaf.
-    fn admit(&self, leaf: Leaf) -> Answer {
+    /// The module is in a state in which it executes the leaf. It looks at that before it finds that it has no such leaf.
+    fn admit(&self, leaf: Option<Leaf>) -> Answer {
         let always = matches!(
             leaf,
-            Leaf::SysInfo
-                | Leaf::SysRd
-                | Leaf::SysInit
-                | Leaf::SysLpInit
-                | Leaf::SysConfig
-                | Leaf::SysKeyConfig
-                | Leaf::SysLpShutdown
+            Some(
+                Leaf::SysInfo
+                    | Leaf::SysRd
+                    | Leaf::SysInit
+                    | Leaf::SysLpInit
+                    | Leaf::SysConfig
+                    | Leaf::SysKeyConfig
+                    | Leaf::SysLpShutdown
+            )
         );
         match self.system.state {
             SysState::Ready => {}
-            SysState::Shutdown if leaf != Leaf::SysLpShutdown => return Err(Status::SYS_SHUTDOWN),
+            SysState::Shutdown if leaf != Some(Leaf::SysLpShutdown) => return Err(Status::SYS_SHUTDOWN),
             _ if !always => return Err(Status::SYS_NOT_READY),
             _ => {}
         }
@@ -189,6 +193,8 @@ const fn clear_outputs(c: &mut Ctx, leaf: Leaf) {
             c.out.r10 = 0;
         }
         Leaf::SysTdmrInit => c.out.rdx = 0,
+        // Only a refused CPUID configuration puts something there.
+        Leaf::MngInit => c.out.rcx = 0,
         Leaf::SysInfo => {
             c.out.rdx = 0;
             c.out.r9 = 0;

@@ -25,6 +25,9 @@ const REMOVE: Prologue = Prologue {
 const RELOCATE: Prologue =
     Prologue { tdr: Mode::Shared, op_states: op_state::REWORK, levels: (0, 0), tree: Some(Mode::Shared) };
 
+/// Bits of a physical address, key id included.
+const ADDRESS: u64 = (1 << 52) - 1;
+
 /// The page becomes private memory of the slot's TD.
 fn take(s: &mut State, slot: &Slot, page: u64, level: u8) {
     let cfg = s.cfg.clone();
@@ -108,7 +111,8 @@ pub(super) fn relocate(s: &mut Session<'_>, c: &mut Ctx) -> Answer {
     s.pause(c, Point::Locked);
     s.allow_state(c, &slot, sept::LEAVES)?;
     let (old, new) = (s.page_of(&slot).0, c.regs.r8);
-    if new == old {
+    // Bits above an address do not count here.
+    if new & ADDRESS == old {
         return Err(Status::OPERAND_INVALID.of(Operand::R8));
     }
     s.implicit_page(c, old, 0, Operand::Rcx, Mode::Exclusive)?;

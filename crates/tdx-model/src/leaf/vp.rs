@@ -78,6 +78,16 @@ impl State {
         Ok(cpu.lp.replace(lp).is_none())
     }
 
+    /// The vCPU is of the TD's epoch from now on, and without translations from an earlier one.
+    fn adopt_epoch(&mut self, td: usize, vcpu: usize, newly_associated: bool) {
+        let domain = self.td_mut(td);
+        let cpu = &mut domain.vcpus[vcpu];
+        if cpu.epoch != domain.td_epoch || newly_associated {
+            cpu.translations.flush();
+        }
+        cpu.epoch = domain.td_epoch;
+    }
+
     /// The vCPU leaves guest mode.
     pub(crate) fn exit_vcpu(&mut self, td: usize, vcpu: usize) {
         let domain = self.td_mut(td);
@@ -118,28 +128,22 @@ impl Session<'_> {
         }
         self.lock_epoch(c, td, Mode::Shared)?;
         self.pause(c, Point::Commit);
+        // Another processor may have tried the same vCPU: only one of them wins.
+        if self.td(td).vcpus[vcpu].inside {
+            return Err(Status::VCPU_STATE_INCORRECT);
+        }
+        self.adopt_epoch(td, vcpu, new);
         if !self.td(td).vcpus[vcpu].stepped_pages.is_empty() {
             // A guest that may be stepped: nobody changes the tree while the module looks at it.
             self.lock_tree(c, td, Mode::Exclusive)?;
-            let epoch = self.td(td).td_epoch;
-            self.td_mut(td).vcpus[vcpu].epoch = epoch;
             if let Some(page) = self.stepping_at(td, vcpu) {
                 c.out = seamcall::Regs { rcx: 2, r8: page, ..seamcall::Regs::default() };
                 return Err(Status(EPT_VIOLATION));
             }
         }
-        // Another processor may have tried the same vCPU: only one of them wins.
-        if self.td(td).vcpus[vcpu].inside {
-            return Err(Status::VCPU_STATE_INCORRECT);
-        }
         let domain = self.td_mut(td);
-        let epoch = domain.td_epoch;
-        domain.refcount[(epoch & 1) as usize] += 1;
+        domain.refcount[(domain.td_epoch & 1) as usize] += 1;
         let cpu = &mut domain.vcpus[vcpu];
-        if cpu.epoch != epoch || new {
-            cpu.translations.flush();
-        }
-        cpu.epoch = epoch;
         cpu.inside = true;
         cpu.left_by_trap = false;
         c.keep_pages();

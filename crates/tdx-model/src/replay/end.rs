@@ -137,10 +137,11 @@ fn compare_td(state: &State, expected: &EndTd, differences: &mut Differences) {
             check(what, expected.0.to_string(), got.to_string());
         }
     }
-    if let Some(refcount) = expected.refcount {
+    if let Some(refcount) = expected.refcount.map(|counts| counts.map(|count| count.0)) {
         check("refcount", format!("{refcount:?}"), format!("{:?}", td.refcount));
     }
     if let Some(epochs) = &expected.vcpu_epoch {
+        let epochs: Vec<u64> = epochs.iter().map(|epoch| epoch.0).collect();
         // vCPUs created on the way need not be listed.
         let got: Vec<u64> = td.vcpus.iter().map(|vcpu| vcpu.epoch).take(epochs.len()).collect();
         check("vcpu_epoch", format!("{epochs:?}"), format!("{got:?}"));

@@ -2,6 +2,7 @@
 
 use seamcall::Regs;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::number::{Hex, Named, flag, number, optional};
 use super::platform::{Header, PamtRow, one};
@@ -28,6 +29,13 @@ pub(super) struct Line {
     input: Option<Input>,
     out: Option<Output>,
     pub(super) end: Option<End>,
+}
+
+/// What a line is about, whatever it says.
+#[derive(Deserialize)]
+pub(super) struct Outline {
+    pub(super) leaf: Option<String>,
+    pub(super) end: Option<IgnoredAny>,
 }
 
 /// One step.
@@ -208,8 +216,8 @@ pub(super) struct EndTd {
     pub(super) chldcnt: Option<Hex>,
     pub(super) op_state: Option<Named>,
     pub(super) td_epoch: Option<Hex>,
-    pub(super) refcount: Option<[u16; 2]>,
-    pub(super) vcpu_epoch: Option<Vec<u64>>,
+    pub(super) refcount: Option<[Hex; 2]>,
+    pub(super) vcpu_epoch: Option<Vec<Hex>>,
     pub(super) sept: Option<Vec<SeptRow>>,
 }
 

@@ -194,7 +194,7 @@ fn load_td(state: &mut State, number: usize, row: &TdRow) -> Result<(), String> 
     td.controls.config_flags = u64::from(td.gpaw);
     td.num_l2_vms = row.num_l2_vms;
     td.td_epoch = row.td_epoch;
-    td.refcount = row.epoch_refcount;
+    td.refcount = [row.epoch_refcount[0].fit()?, row.epoch_refcount[1].fit()?];
     let ready = row.vcpus.iter().filter(|vcpu| is_initialized(vcpu)).count() as u32;
     td.num_vcpus = row.num_vcpus.unwrap_or(ready);
     td.controls.max_vcpus = td.num_vcpus.max(row.vcpus.len() as u32);

@@ -90,13 +90,15 @@ pub enum Event<'e> {
     },
 }
 
-/// A trace that cannot be read.
+/// A trace that cannot be read, or not to its end.
 #[derive(Debug)]
 pub struct BadTrace {
     /// Line, from 1.
     pub line: u64,
     /// What is wrong with it.
     pub reason: String,
+    /// How the sequences before that line went; one that it cut off has failed.
+    pub tally: Tally,
 }
 
 impl core::fmt::Display for BadTrace {
@@ -124,37 +126,60 @@ struct Sequence {
 ///
 /// # Errors
 ///
-/// A line outside of a sequence is not part of a trace, or the reader failed.
+/// A line outside of a sequence is not part of a trace, the reader failed, or there was no header.
 pub fn run(trace: impl BufRead, audit: bool, mut tell: impl FnMut(Event<'_>)) -> Result<Tally, BadTrace> {
-    let mut tally = Tally::default();
-    let mut machine: Option<header::Start> = None;
-    let mut current: Option<Sequence> = None;
-    for (number, text) in (1..).zip(trace.lines()) {
-        let bad = |reason: String| BadTrace { line: number, reason };
-        let text = text.map_err(|error| bad(error.to_string()))?;
-        if text.trim().is_empty() {
-            continue;
+    let mut replay = Replay { audit, start: None, current: None, tally: Tally::default() };
+    let mut line = 0;
+    let mut outcome = Ok(());
+    for text in trace.lines() {
+        line += 1;
+        outcome = match text {
+            Ok(text) if text.trim().is_empty() => Ok(()),
+            Ok(text) => replay.line(line, &text, &mut tell),
+            Err(error) => Err(error.to_string()),
+        };
+        if outcome.is_err() {
+            break;
         }
-        let mut line: format::Line = match serde_json::from_str(&text) {
+    }
+    if let Some(mut unfinished) = replay.current.take() {
+        unfinished.abandon(line, &mut replay.tally, &mut tell);
+    }
+    if outcome.is_ok() && replay.start.is_none() {
+        outcome = Err("the trace has no header".to_owned());
+    }
+    let tally = replay.tally;
+    outcome.map(|()| tally).map_err(|reason| BadTrace { line, reason, tally })
+}
+
+/// A trace under way.
+struct Replay {
+    audit: bool,
+    /// The machine of the header.
+    start: Option<header::Start>,
+    current: Option<Sequence>,
+    tally: Tally,
+}
+
+impl Replay {
+    /// One line that is not empty.
+    fn line(&mut self, number: u64, text: &str, tell: &mut impl FnMut(Event<'_>)) -> Result<(), String> {
+        let mut line: format::Line = match serde_json::from_str(text) {
             Ok(line) => line,
-            Err(error) => {
-                let sequence = current.as_mut().ok_or_else(|| bad(error.to_string()))?;
-                sequence.unreadable(number, &error.to_string(), &mut tell);
-                continue;
-            }
+            Err(error) => return self.strange_line(number, text, error.to_string(), tell),
         };
         let begins = line.header.is_some() || line.name.is_some();
-        if let Some(mut unfinished) = current.take_if(|_| begins) {
-            unfinished.abandon(number, &mut tally, &mut tell);
+        if let Some(mut unfinished) = self.current.take_if(|_| begins) {
+            unfinished.abandon(number, &mut self.tally, tell);
         }
         if let Some(header) = line.header {
-            machine = Some(header::Start::new(&header, audit).map_err(bad)?);
-            continue;
+            self.start = Some(header::Start::new(&header, self.audit)?);
+            return Ok(());
         }
-        let start = machine.as_ref().ok_or_else(|| bad("no header before this line".to_owned()))?;
+        let start = self.start.as_ref().ok_or("no header before this line")?;
         if let Some(name) = line.name {
             let machine = Machine::new(start.state.clone(), Contention::None);
-            current = Some(Sequence {
+            self.current = Some(Sequence {
                 number: line.seq.unwrap_or(0),
                 name,
                 machine,
@@ -163,30 +188,51 @@ pub fn run(trace: impl BufRead, audit: bool, mut tell: impl FnMut(Event<'_>)) ->
                 unreadable: false,
                 mismatches: 0,
             });
-            continue;
+            return Ok(());
         }
-        let stray = || bad("a step outside of its sequence".to_owned());
-        let sequence = current.as_mut().ok_or_else(stray)?;
+        let sequence = self.current.as_mut().ok_or("a step outside of its sequence")?;
         if line.seq.is_some_and(|seq| seq != sequence.number) {
-            sequence.unreadable(number, "a step of another sequence", &mut tell);
+            sequence.unreadable(number, "a step of another sequence", tell);
         } else if let Some(end) = line.end.take() {
-            sequence.finish(&end, &mut tally, &mut tell);
-            current = None;
+            sequence.finish(&end, &mut self.tally, tell);
+            self.current = None;
         } else {
             match format::Step::from_line(line) {
                 Ok(step) if sequence.unknown.is_none() && !sequence.unreadable => {
-                    tally.steps += 1;
-                    sequence.step(start, &step, &mut tell);
+                    self.tally.steps += 1;
+                    sequence.step(start, &step, tell);
                 }
                 Ok(_) => {}
-                Err(reason) => sequence.unreadable(number, &reason, &mut tell),
+                Err(reason) => return self.strange_line(number, text, reason, tell),
             }
         }
+        Ok(())
     }
-    if let Some(mut unfinished) = current {
-        unfinished.abandon(0, &mut tally, &mut tell);
+
+    /// A line that says something else than the lines of a sequence do. A leaf that the model does not know may have
+    /// operands that it does not know; what comes after such a leaf is not judged.
+    fn strange_line(
+        &mut self,
+        number: u64,
+        text: &str,
+        reason: String,
+        tell: &mut impl FnMut(Event<'_>),
+    ) -> Result<(), String> {
+        let Some(sequence) = &mut self.current else { return Err(reason) };
+        match serde_json::from_str::<format::Outline>(text) {
+            Ok(format::Outline { leaf: Some(leaf), .. }) if !ops::knows(&leaf) => {
+                sequence.unknown.get_or_insert(leaf);
+            }
+            Ok(outline) if sequence.unknown.is_some() => {
+                if outline.end.is_some() {
+                    sequence.count(&mut self.tally, tell);
+                    self.current = None;
+                }
+            }
+            _ => sequence.unreadable(number, &reason, tell),
+        }
+        Ok(())
     }
-    Ok(tally)
 }
 
 impl Sequence {

@@ -10,6 +10,13 @@ use serde::{Deserialize, Deserializer};
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Hex(pub(super) u64);
 
+impl Hex {
+    /// The value in a type that may be too narrow for it.
+    pub(super) fn fit<T: TryFrom<u64>>(self) -> Result<T, String> {
+        T::try_from(self.0).map_err(|_| format!("{:#x} is too large", self.0))
+    }
+}
+
 struct Digits;
 
 impl Visitor<'_> for Digits {
@@ -43,15 +50,14 @@ impl<'de> Deserialize<'de> for Hex {
 
 /// Any of the number types that rows have.
 pub(super) fn number<'de, D: Deserializer<'de>, T: TryFrom<u64>>(deserializer: D) -> Result<T, D::Error> {
-    let Hex(value) = Hex::deserialize(deserializer)?;
-    T::try_from(value).map_err(|_| D::Error::custom(format!("{value:#x} is too large")))
+    Hex::deserialize(deserializer)?.fit().map_err(D::Error::custom)
 }
 
-/// The same for a number that need not be there.
+/// The same for a number that need not be there, or is `null`.
 pub(super) fn optional<'de, D: Deserializer<'de>, T: TryFrom<u64>>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
-    number(deserializer).map(Some)
+    Option::<Hex>::deserialize(deserializer)?.map(Hex::fit).transpose().map_err(D::Error::custom)
 }
 
 /// A flag written as `true` or as a number.

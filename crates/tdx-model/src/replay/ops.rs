@@ -38,6 +38,35 @@ type LockName = (usize, String, u64, u8);
 const OTHER_LEAVES: [u16; 21] =
     [37, 48, 49, 53, 64, 66, 68, 70, 71, 72, 73, 74, 80, 81, 82, 83, 84, 85, 86, 87, 96];
 
+/// What [`simulate`] can do.
+const PSEUDO_OPERATIONS: [&str; 13] = [
+    "VCPU_ENTER",
+    "VCPU_EXIT",
+    "SET_INTERRUPT_PENDING",
+    "CLEAR_INTERRUPT",
+    "HOLD_HPA",
+    "DROP_HPA",
+    "LOCK",
+    "UNLOCK",
+    "SET_OP_STATE",
+    "SET_LIFECYCLE",
+    "SET_FATAL",
+    "WRITE",
+    "READ",
+];
+
+/// Whether a step of that name can be performed.
+pub(super) fn knows(leaf: &str) -> bool {
+    match leaf.strip_prefix("SIM.") {
+        Some(pseudo) => PSEUDO_OPERATIONS.contains(&pseudo),
+        None => {
+            leaf == "RAW"
+                || TDCALLS.iter().any(|&(name, _)| name == leaf)
+                || Leaf::ALL.iter().any(|known| known.name() == leaf)
+        }
+    }
+}
+
 pub(super) fn perform(
     state: &mut Session<'_>,
     holds: &mut Holds,

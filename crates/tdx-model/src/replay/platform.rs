@@ -103,7 +103,7 @@ pub(super) struct Td {
     #[serde(default, deserialize_with = "number")]
     pub(super) td_epoch: u64,
     #[serde(default)]
-    pub(super) epoch_refcount: [u16; 2],
+    pub(super) epoch_refcount: [Hex; 2],
     #[serde(default, deserialize_with = "number")]
     pub(super) num_l2_vms: u8,
     #[serde(default, deserialize_with = "optional")]

@@ -3,7 +3,7 @@
 use seamcall::Regs;
 use sept_core::{Gpa, Hpa, Level};
 
-use crate::abi::{Leaf, PAGE, PageType};
+use crate::abi::{PAGE, PageType};
 use crate::boot::{self, TdPages, TdSpec};
 use crate::config::ModuleVersion;
 use crate::l2;
@@ -186,7 +186,7 @@ fn a_refused_call_that_changed_something_is_told() {
 fn a_call_on_a_broken_state_panics_in_debug_builds() {
     let (machine, td) = fixture(ModuleVersion::V1_5_28);
     machine.lock().td_mut(0).chldcnt += 1;
-    let call = || boot::call(&machine.lp(0), Leaf::MemTrack, [td.tdr.raw(), 0, 0, 0]);
+    let call = || boot::call(&machine.lp(0), crate::abi::Leaf::MemTrack, [td.tdr.raw(), 0, 0, 0]);
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call));
     assert!(panicked.is_err());
 }

@@ -4,7 +4,7 @@ use crate::common::{BASE, Bench, frames};
 use seamcall::Regs;
 use sept_core::{Gpa, Hpa, Level};
 use tdx_model::boot::{self, TdSpec};
-use tdx_model::{Accept, Fault, Interrupts, Leaf, Lifecycle, Machine, ModuleVersion, Status};
+use tdx_model::{Accept, Fault, GuestFault, Interrupts, Leaf, Lifecycle, Machine, ModuleVersion, Status};
 
 const GPA: u64 = 0x4000_0000;
 
@@ -98,6 +98,24 @@ fn td_params_are_checked_field_by_field() {
         assert_eq!(call(21, BASE, 0x4000_0400), 0xC000_0100_0000_0000 | operand, "byte {at} = {value:#x}");
         assert_eq!(call(21, BASE, 0x4000_0404), 0xC000_0100_0000_0002, "misaligned");
     }
+}
+
+/// MNG.INIT returns RCX 0, whatever comes of it. TD_PARAMS may end where SEAM memory begins. (`tdh_mng_init.c`)
+#[test]
+fn td_params_up_to_seam_memory() {
+    let machine = Machine::builder().memory(BASE, 1).seamrr(0x8000_0000, 0x200_0000).build();
+    let call = |rax, rcx, rdx| machine.lp(0).raw(Regs { rax, rcx, rdx, ..Regs::default() });
+    assert_eq!((call(9, BASE, 33).rax, call(8, BASE, 0).rax), (0, 0));
+    (1..7).for_each(|page| assert_eq!(call(1, BASE + page * 4096, BASE).rax, 0));
+    let at = 0x7FFF_FC00;
+    machine.host_write_bytes(Hpa::truncate(at), &boot::td_params(&TdSpec::default()));
+    let init = |at| call(21, BASE, at);
+    let refused = init(0x8000_0000);
+    assert_eq!((refused.rax, refused.rcx, refused.rdx), (0xC000_0100_0000_0002, 0, 0x8000_0000));
+    let done = init(at);
+    assert_eq!((done.rax, done.rcx, done.rdx), (0, 0, at));
+    let again = init(at);
+    assert_eq!((again.rax, again.rcx), (0xC000_0608_0000_0000, 0));
 }
 
 #[test]
@@ -242,7 +260,7 @@ fn a_vcpu_that_only_faults_is_not_entered() {
     let read = || b.guest().read(Gpa::truncate(GPA + 0x123 * 8));
     for _ in 0..7 {
         b.guest().enter(0).unwrap();
-        assert!(matches!(read(), Err(tdx_model::GuestFault::Exit(_))));
+        assert!(matches!(read(), Err(GuestFault::Exit(_))));
     }
     // Now without a guest instruction, as an EPT violation (exit reason 48) at that page.
     let out = b.call(Leaf::VpEnter, b.td.vcpus[0].raw(), 0, 0);
@@ -250,11 +268,43 @@ fn a_vcpu_that_only_faults_is_not_entered() {
     assert!(!b.guest().is_inside());
     assert_eq!(b.machine.td(b.td.tdr).unwrap().refcount, [0, 0]);
     let hold = b.machine.hold_td(b.td.tdr, tdx_model::TdLock::SeptTree, tdx_model::Access::Shared).unwrap();
+    b.fence();
     assert_eq!(b.guest().enter(0), Err(Status(0x8000_0200_0000_0092)));
+    let vcpu_epoch = b.call(Leaf::VpRd, b.td.vcpus[0].raw(), 0xA020_0003_0000_0006, 0);
+    assert_eq!((vcpu_epoch.rax, vcpu_epoch.r8), (0, 2), "it had got as far as the new epoch");
+    assert_eq!(b.machine.td(b.td.tdr).unwrap().refcount, [0, 0], "and was not counted into it");
     b.machine.release(hold);
     b.aug(GPA, Level::L4K, b.frame());
     assert_eq!(b.guest().enter(0), Err(Status(48)), "pending is not usable");
     b.block_and_track(GPA);
     b.ok(Leaf::PageRemove, GPA, b.tdr(), 0);
     assert_eq!(b.guest().enter(0), Err(Status(48)));
+}
+
+/// An entry that ends at once with a fault has brought the vCPU into the new epoch all the same: what it had cached is gone.
+#[test]
+fn a_vcpu_that_is_not_entered_loses_its_translations_too() {
+    let spec = TdSpec { vcpus: 2, ..TdSpec::default() };
+    let b = Bench::new(Machine::builder(), spec);
+    let kept = GPA + 0x1000;
+    b.tables(GPA, Level::L4K);
+    b.aug(kept, Level::L4K, b.frame());
+    b.accept(kept, Level::L4K);
+    b.guest().enter(0).unwrap();
+    b.guest().write(Gpa::truncate(kept), 1).unwrap();
+    for _ in 0..7 {
+        assert!(matches!(b.guest().read(Gpa::truncate(GPA)), Err(GuestFault::Exit(_))));
+        let _ = b.guest().enter(0);
+    }
+    assert!(!b.guest().is_inside());
+    b.block_and_track(kept);
+    assert_eq!(b.guest().enter(0), Err(Status(48)), "in the new epoch");
+    b.ok(Leaf::PageRemove, kept, b.tdr(), 0);
+    b.aug(GPA, Level::L4K, b.frame());
+    let other = b.machine.guest(b.td.vcpus[1]);
+    other.enter(1).unwrap();
+    other.accept(Gpa::truncate(GPA), Level::L4K).unwrap();
+    b.guest().enter(0).unwrap();
+    assert!(matches!(b.guest().read(Gpa::truncate(kept)), Err(GuestFault::Exit(_))));
+    assert!(b.machine.violations().iter().all(|violation| violation.stale.is_none()));
 }

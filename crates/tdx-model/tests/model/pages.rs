@@ -3,9 +3,9 @@
 
 use seamcall::Regs;
 use sept_core::{Hpa, Level};
-use tdx_model::{Access, Leaf, PageType};
+use tdx_model::{Access, HkidLayout, Leaf, Machine, PageType};
 
-use crate::common::{Bench, GPA, LARGE, OTHER, bench, building, with_large, with_small};
+use crate::common::{Bench, GPA, LARGE, NOT_BLOCKED, OTHER, bench, building, with_large, with_small};
 
 /// 1, 512 and 262,144 pages of 4 KiB. (`tdh_mem_page_aug.c`, `tdh_mem_page_remove.c`)
 #[test]
@@ -107,6 +107,34 @@ fn the_same_page_twice_is_busy() {
     // Two operands in one region are no problem: their common parents are shared.
     assert_eq!(b.ok(Leaf::PageRelocate, GPA, b.tdr(), page + 4096).rcx, page);
     assert_eq!(b.ok(Leaf::PageRemove, GPA, b.tdr(), 0).rcx, page + 4096);
+}
+
+/// To the page itself: that is looked at before the block, in 52 bits of the operand. (`tdh_mem_page_relocate.c`)
+#[test]
+fn a_page_is_not_relocated_to_itself() {
+    let (b, page) = with_small();
+    for high in [0, 1 << 52, 1 << 63] {
+        assert_eq!(
+            b.answer(Leaf::PageRelocate, GPA, page | high),
+            (0xC000_0100_0000_0008, 0, 0),
+            "{high:#x}"
+        );
+    }
+    for other in [page | 1 << 51, page | 1 << 11, b.frame()] {
+        assert_eq!(b.answer(Leaf::PageRelocate, GPA, other).0, NOT_BLOCKED, "{other:#x}");
+    }
+}
+
+/// Addresses beyond the platform's width are in no region; only those beyond 52 bits are no addresses. (`x86_defs.h`)
+#[test]
+fn an_address_has_52_bits_on_every_platform() {
+    let hkid = HkidLayout { start_bit: 40, bits: 6, private_min: 32, private_max: 63, global: 32 };
+    let machine = Machine::builder().addresses(46, hkid).memory(LARGE, 1).build();
+    let rdmd = |page| machine.lp(0).raw(Regs { rax: 24, rcx: page, ..Regs::new() }).rax;
+    assert_eq!(rdmd(LARGE), 0);
+    assert_eq!(rdmd(LARGE | 1 << 45), 0xC000_0100_0000_0001, "a key id");
+    assert_eq!([46, 51].map(|bit| rdmd(LARGE | 1 << bit)), [0xC000_0101_0000_0001; 2]);
+    assert_eq!(rdmd(LARGE | 1 << 52), 0xC000_0100_0000_0001);
 }
 
 /// (`tdh_mng_add_cx.c`)

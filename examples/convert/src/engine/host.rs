@@ -16,6 +16,7 @@ use vmemmap_prealloc::model::HostModel;
 
 use super::notices::Notices;
 use super::ram::Ram;
+use super::sets::first_outside;
 use super::td::Counted;
 use crate::scenario::{PAGE, Region};
 
@@ -162,8 +163,8 @@ impl<'m> Host<'m> {
     /// The first page that the host maps although it is private (I6).
     pub(super) fn mapped_private(&self) -> Option<Gpa> {
         self.ram.borrow().iter().find_map(|ram| {
-            let stray = folio_split::Minus(&ram.mapped, &ram.shared).next_run(0)?;
-            Some(ram.gpa(stray.start))
+            let stray = first_outside(&ram.mapped, &ram.shared)?;
+            Some(ram.gpa(stray))
         })
     }
 

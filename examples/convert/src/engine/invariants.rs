@@ -15,6 +15,7 @@ use tdx_model::EntryState;
 use vmemmap_prealloc::VmemmapBackend as _;
 
 use super::Engine;
+use super::sets::first_outside;
 use crate::report::{OpReport, Outcome, Resources};
 use crate::scenario::Region;
 
@@ -132,13 +133,8 @@ impl Engine<'_, '_> {
             let must = (self.host.set_of(&block, Pages::Shared), self.host.set_of(&block, Pages::Poisoned));
             let must = folio_split::Union(must.0, must.1);
             let small = self.host.set_of(&block, Pages::Small);
-            let too_small = folio_split::Minus(&small, &must).next_run(0);
-            let too_large = folio_split::Minus(&must, &small).next_run(0);
-            if let Some(run) = too_small.or(too_large) {
-                broken.push(format!(
-                    "I4: pages {run:?} of {} are in no folio of their proper order",
-                    block.pfn()
-                ));
+            if let Some(page) = first_outside(&small, &must).or_else(|| first_outside(&must, &small)) {
+                broken.push(format!("I4: page {page} of {} is in no folio of its proper order", block.pfn()));
             }
         }
     }

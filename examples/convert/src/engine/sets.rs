@@ -52,6 +52,18 @@ impl PageSet for Bits {
     }
 }
 
+/// The first page that is in `set` and not in `other`.
+pub(super) fn first_outside(set: &impl PageSet, other: &impl PageSet) -> Option<u64> {
+    let mut at = 0;
+    loop {
+        let page = set.next_run(at)?.start;
+        at = other.next_run(page).filter(|run| run.start <= page).map_or(page, |run| run.end);
+        if at == page {
+            return Some(page);
+        }
+    }
+}
+
 fn word_of(page: u64) -> usize {
     usize::try_from(page / 64).unwrap_or(usize::MAX)
 }

@@ -114,7 +114,7 @@ impl Contender for Aarch64 {
         drop(self.table);
     }
 
-    fn translate(&self, addresses: &[u64]) -> Option<(Duration, u64)> {
+    fn translate(&mut self, addresses: &[u64]) -> Option<(Duration, u64)> {
         Some(timed(|| {
             addresses.iter().fold(0, |sum: u64, &va| match self.lookup(va) {
                 Some((pa, _)) => sum.wrapping_add(pa),

@@ -168,7 +168,7 @@ impl Contender for Generic {
         drop(self.table);
     }
 
-    fn translate(&self, addresses: &[u64]) -> Option<(Duration, u64)> {
+    fn translate(&mut self, addresses: &[u64]) -> Option<(Duration, u64)> {
         Some(timed(|| {
             addresses.iter().fold(0, |sum: u64, &address| match self.table.translate_phys(va(address)) {
                 Ok(to) => sum.wrapping_add(to.as_usize() as u64),

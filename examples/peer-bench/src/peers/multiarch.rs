@@ -113,7 +113,7 @@ impl Contender for Multiarch {
         drop(self.table);
     }
 
-    fn translate(&self, addresses: &[u64]) -> Option<(Duration, u64)> {
+    fn translate(&mut self, addresses: &[u64]) -> Option<(Duration, u64)> {
         Some(timed(|| {
             addresses.iter().fold(0, |sum: u64, &address| match self.table.query(va(address)) {
                 Ok((to, ..)) => sum.wrapping_add(to.as_usize() as u64),

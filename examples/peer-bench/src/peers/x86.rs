@@ -153,7 +153,7 @@ impl Contender for X86 {
         arena::give(self.root);
     }
 
-    fn translate(&self, addresses: &[u64]) -> Option<(Duration, u64)> {
+    fn translate(&mut self, addresses: &[u64]) -> Option<(Duration, u64)> {
         Some(timed(|| {
             addresses.iter().fold(0, |sum: u64, &va| {
                 match self.mapper.translate_addr(VirtAddr::new_truncate(va)) {

@@ -42,7 +42,7 @@ impl<const LIE: u8> Contender for Liar<LIE> {
         }
     }
 
-    fn translate(&self, addresses: &[u64]) -> Option<(Duration, u64)> {
+    fn translate(&mut self, addresses: &[u64]) -> Option<(Duration, u64)> {
         let (time, sum) = self.0.translate(addresses)?;
         Some((time, sum + u64::from(LIE == WRONG_SUM)))
     }

@@ -10,8 +10,8 @@ use super::{Plan, RangeError, Reserved, Scope, SplitPlan, SplitRefused};
 use crate::memory::FANOUT;
 use crate::table::{FenceTicket, Fenced, Obligation, SecurePageTable, TableError};
 use crate::{
-    Class, Classify, Entry, External, Format, Frame, FrameKind, FrameNeeds, FrameStore, Gpa, GpaEntry,
-    GpaRange, Level, Returned, SideWord, TableMemory,
+    Class, Classify, Entry, External, Format, FrameNeeds, FrameStore, Gpa, GpaEntry, GpaRange, Level,
+    Returned, SideWord, TableMemory,
 };
 
 /// How far one call of [`Resize::step`] came.
@@ -116,21 +116,6 @@ pub struct Resize<T, S = ()> {
     blocked: u64,
     done: Resized,
     store: S,
-}
-
-/// Storage of an operation that needs no frames.
-impl FrameStore for () {
-    fn put(&mut self, _: FrameKind, frame: Frame) -> Result<(), Frame> {
-        Err(frame)
-    }
-
-    fn get(&mut self, _: FrameKind) -> Option<Frame> {
-        None
-    }
-
-    fn count(&self, _: FrameKind) -> u32 {
-        0
-    }
 }
 
 impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {

@@ -152,9 +152,18 @@ impl<F: Rules, X: Side<F>> Trial<'_, F, X> {
         for page in &pages {
             self.look(*page);
         }
+        let addresses = pages.into_iter().filter_map(|page| Gpa::new(page << 12));
         let walker = self.table().walker();
-        for gpa in pages.into_iter().filter_map(|page| Gpa::new(page << 12)) {
+        for gpa in addresses.clone() {
             assert_eq!(walker.translate(gpa), self.oracle.translate(gpa), "{gpa:#x}: translation");
+        }
+        drop(walker);
+        // One after the other, and each again after another block.
+        let Self { table: Some(table), oracle, .. } = self else { return };
+        let mut alone = table.exclusive();
+        let walker = alone.walker();
+        for gpa in addresses.clone().chain(addresses.rev()) {
+            assert_eq!(walker.translate(gpa), oracle.translate(gpa), "{gpa:#x}: translation");
         }
     }
 
