@@ -198,6 +198,23 @@ pub trait Format: sealed::Sealed + 'static {
     /// First address that the table cannot map, in bytes.
     fn limit(config: Self::Config) -> u64;
 
+    /// The bits of 51:12 that are address in a word: an address with another bit set cannot be named.
+    #[inline]
+    fn address_mask(config: Self::Config) -> u64 {
+        let _ = config;
+        ADDRESS
+    }
+
+    /// Whether a word can name every page from `first` to `last`.
+    #[inline]
+    fn names(config: Self::Config, first: Hpa, last: Hpa) -> bool {
+        let missing = ADDRESS & !Self::address_mask(config);
+        // Counting up past the lowest missing bit sets it.
+        missing == 0
+            || first.raw() & missing == 0
+                && (first.raw() ^ last.raw()).unbounded_shr(missing.trailing_zeros()) == 0
+    }
+
     /// Whether the table may map `gpa`.
     #[inline]
     fn covers(config: Self::Config, gpa: Gpa) -> bool {
@@ -238,6 +255,14 @@ pub trait Format: sealed::Sealed + 'static {
 
     /// The word for a page at `level` that begins as the piece `first` does. The inverse of [`Format::narrow`].
     fn widen(config: Self::Config, level: Level, first: u64) -> u64;
+
+    /// Whether 512 pages that say what `leaf` says can become one.
+    #[inline]
+    #[must_use]
+    fn merges(leaf: u64) -> bool {
+        let _ = leaf;
+        true
+    }
 
     /// What the guest may do with the page that `leaf` maps, blocked or not.
     fn permissions(config: Self::Config, leaf: u64) -> Permissions;

@@ -193,6 +193,11 @@ impl Format for Rtt {
     }
 
     #[inline]
+    fn address_mask(_: RttConfig) -> u64 {
+        ADDRESS
+    }
+
+    #[inline]
     fn decode(_: RttConfig, _: Level, raw: u64) -> Entry {
         let hpa = Hpa::truncate(raw & ADDRESS);
         let blocked = if raw & HELD != 0 && raw & VALID == 0 { Some(stamp_in(raw)) } else { None };

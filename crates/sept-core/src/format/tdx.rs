@@ -18,7 +18,8 @@ use crate::{Hpa, Level};
 /// | 62:52 | [`Stamp`](super::Stamp) of the block |
 ///
 /// A block ends a write-block: TDH.MEM.RANGE.BLOCK turns BLOCKEDW into BLOCKED, and TDH.MEM.RANGE.UNBLOCK makes that MAPPED. Nor
-/// can a blocked page be write-blocked. Source: TDX module 1.5.34, `tdh_mem_range_block.c`, `tdh_export_blockw.c`.
+/// can a blocked page be write-blocked, and write-blocked pages are not merged. Source: TDX module 1.5.34,
+/// `tdh_mem_range_block.c`, `tdh_export_blockw.c`, `tdh_mem_page_promote.c`.
 ///
 /// ```
 /// use sept_core::{Entry, Format, Hpa, LeafState, Level, TdxConfig, TdxMirror};
@@ -148,6 +149,11 @@ impl Format for TdxMirror {
     #[inline]
     fn widen(_: TdxConfig, _: Level, first: u64) -> u64 {
         first
+    }
+
+    #[inline]
+    fn merges(leaf: u64) -> bool {
+        leaf & WRITE_BLOCKED == 0
     }
 
     #[inline]

@@ -123,6 +123,11 @@ impl Format for X86 {
     }
 
     #[inline]
+    fn address_mask(config: X86Config) -> u64 {
+        config.address
+    }
+
+    #[inline]
     fn decode(config: X86Config, level: Level, raw: u64) -> Entry {
         let hpa = Hpa::truncate(raw & config.address);
         let state = LeafState::Mapped;

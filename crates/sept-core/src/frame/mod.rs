@@ -30,6 +30,13 @@ pub trait FrameState: sealed::Sealed {}
 pub struct Free;
 
 /// Written under another memory encryption key: write back and overwrite before the host uses it.
+///
+/// ```compile_fail,E0308
+/// use sept_core::{Frame, Frames, Tainted};
+/// fn map_again(page: Frame<Tainted>) -> Frames {
+///     Frames::from(page) // not before it was reclaimed
+/// }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Tainted;
@@ -41,7 +48,7 @@ impl FrameState for Tainted {}
 
 /// An owned, naturally aligned page frame of one level's size.
 ///
-/// ```compile_fail
+/// ```compile_fail,E0382
 /// fn twice(f: sept_core::Frame) -> (sept_core::Frame, sept_core::Frame) {
 ///     (f, f) // a frame moves: it cannot be given away twice
 /// }

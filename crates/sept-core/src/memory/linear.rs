@@ -201,11 +201,13 @@ unsafe impl<H: LinearHost> TableMemory for LinearMap<H> {
     }
 
     fn scrub(&self, page: Frame<Tainted>) -> Frame {
-        let place = self.place(page.hpa(), Word::Entry(0));
-        if let Some(place) = NonNull::new(place.cast()) {
-            // SAFETY: `new`'s caller vouches that what is scrubbed lies in the window; the frame is owned.
-            unsafe { self.host.clear(place, to_usize(page.level().size())) };
-        }
+        let place = self.place(page.hpa(), Word::Entry(0)).cast();
+        // SAFETY: `new`'s caller vouches that what is scrubbed lies in the window, and nothing that is mapped in it is null.
+        let place = unsafe { NonNull::new_unchecked(place) };
+        // SAFETY:
+        // * the window is mapped and writable, and frames are aligned to 4 KiB in it;
+        // * the frame is owned: nobody else reads or writes it.
+        unsafe { self.host.clear(place, to_usize(page.level().size())) };
         Frame::from_ledger(page.hpa(), page.level())
     }
 }

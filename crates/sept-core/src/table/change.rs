@@ -16,7 +16,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// # Errors
     ///
     /// Nothing changed; the page comes back: [`TableError::Level`] if the page has not `at`'s size, is larger than
-    /// [`External::max_map`], or larger than 4 KiB with [`Fill::Copy`]; [`TableError::State`] if `at` is not free; and
+    /// [`External::max_map`], or larger than 4 KiB with [`Fill::Copy`]; [`TableError::Address`]; [`TableError::State`] if `at` is not free; and
     /// those of the walk, of contention and of the TEE as with [`SecurePageTable::link`].
     #[inline]
     pub fn map(
@@ -49,13 +49,19 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// The table, word and content of the free entry at `at`, if `page` may be mapped there.
     #[inline(always)]
     pub(super) fn vacancy(&self, at: GpaEntry, page: &Frame, fill: Fill) -> Option<(Hpa, Word, u64)> {
-        if page.level() != at.level() || at.level() > self.largest(fill) {
+        if page.level() != at.level() || at.level() > self.largest(fill) || !self.can_name(page.hpa()) {
             return None;
         }
         let table = self.reach(at)?;
         let word = Word::Entry(at.level().index(at.gpa()));
         let raw = self.memory.load(table, word, Ordering::Acquire);
         F::vacant(self.config, at.level(), raw).then_some((table, word, raw))
+    }
+
+    /// Whether a word can name `hpa`.
+    #[inline(always)]
+    pub(super) fn can_name(&self, hpa: Hpa) -> bool {
+        F::names(self.config, hpa, hpa)
     }
 
     #[inline]
@@ -72,6 +78,9 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     pub(super) fn no_vacancy(&self, at: GpaEntry, page: &Frame, fill: Fill) -> TableError<X::Error> {
         if page.level() != at.level() || at.level() > self.largest(fill) {
             return TableError::Level { at };
+        }
+        if !self.can_name(page.hpa()) {
+            return TableError::Address { at, hpa: page.hpa() };
         }
         match self.slot(at, false) {
             Err(error) => error,

@@ -49,6 +49,16 @@ use core::{cell::Cell, fmt, ops::Deref, sync::atomic::Ordering};
 /// let freed = table.settle(owed, &fence.quiet(), &pool).unwrap();
 /// assert_eq!(freed[FrameKind::MirrorTable], 3); // the merged table, and the two left empty
 /// ```
+///
+/// ```compile_fail,E0502
+/// use sept_core::{Ept, External, Gpa, SecurePageTable, TableMemory};
+/// fn shared<M: TableMemory, X: External>(table: &mut SecurePageTable<Ept, M, X>, gpa: Gpa) {
+///     let walker = table.walker();
+///     let alone = table.exclusive(); // somebody is walking
+///     let _ = walker.translate(gpa);
+///     drop(alone);
+/// }
+/// ```
 pub struct Exclusive<'t, F: Format, M: TableMemory, X: External> {
     table: &'t mut SecurePageTable<F, M, X>,
     /// Where the last walk came to. Forgotten when a table leaves, and when anything is done through the shared table.
@@ -97,6 +107,7 @@ impl<F: Format, M: TableMemory, X: External> Exclusive<'_, F, M, X> {
         let table = &*self.table;
         if page.level() == at.level()
             && at.level() <= table.largest(fill)
+            && table.can_name(page.hpa())
             && let Some(holder) = self.holder(at)
         {
             let raw = table.word(holder, at.level(), at.gpa());

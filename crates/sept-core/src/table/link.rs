@@ -16,7 +16,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// # Errors
     ///
     /// Nothing changed and `from` holds what it held: [`TableError::Level`] at 4K, above the root or with a misaligned
-    /// `backing`; [`TableError::State`] if `at` is not free; [`TableError::NoFrames`]; [`TableError::OutOfRange`],
+    /// `backing`; [`TableError::State`] if `at` is not free; [`TableError::NoFrames`]; [`TableError::Address`] of a frame; [`TableError::OutOfRange`],
     /// [`TableError::NoTable`] and [`TableError::Hidden`] from the walk; [`TableError::Contended`];
     /// [`TableError::External`].
     pub fn link(
@@ -146,6 +146,11 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     ) -> Result<(Frame, X::Pages), TableError<X::Error>> {
         let short = TableError::NoFrames { at, need: self.table_cost(at, backing) };
         let Some(mirror) = from.get(FrameKind::MirrorTable) else { return Err(short) };
+        if !self.can_name(mirror.hpa()) {
+            let error = TableError::Address { at, hpa: mirror.hpa() };
+            put_back(mirror, FrameKind::MirrorTable, from);
+            return Err(error);
+        }
         match self.external.gather(at, backing, from) {
             Some(pages) => Ok((mirror, pages)),
             None => {

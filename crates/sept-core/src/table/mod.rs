@@ -173,6 +173,14 @@ pub enum TableError<E> {
         /// The entry asked for.
         at: GpaEntry,
     },
+    /// The format cannot name this host address (the C-bit, or more than its width).
+    #[error("{at}: an entry cannot name {hpa:#x}")]
+    Address {
+        /// The entry asked for.
+        at: GpaEntry,
+        /// The page, or the frame for a table.
+        hpa: Hpa,
+    },
     /// The entry is not what the operation needs.
     #[error("{at}: found {found}")]
     State {

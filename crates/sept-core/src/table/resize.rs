@@ -124,7 +124,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         };
         // The TEE returns the metadata pages of the merged memory; the ledger must hold those and no others.
         let described = !X::TEE || self.backing(mirror).is_none_or(|backing| backing == hpa);
-        if !hpa.is_aligned(at.level()) || !described {
+        if !hpa.is_aligned(at.level()) || !described || !F::merges(first) {
             return Err(TableError::NotUniform {
                 at,
                 child: at.child(0).unwrap_or(at),

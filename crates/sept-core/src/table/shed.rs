@@ -12,6 +12,13 @@ use crate::{
 use core::sync::atomic::Ordering;
 
 /// A page that was unmapped and that a CPU may still reach until a fence has ended: [`SecurePageTable::take`].
+///
+/// ```compile_fail,E0308
+/// use sept_core::{Frames, Unmapped};
+/// fn reuse(page: Unmapped) -> Frames {
+///     Frames::from(page) // not before the fence
+/// }
+/// ```
 #[derive(Debug)]
 #[must_use = "dropping it leaks the page"]
 pub struct Unmapped {

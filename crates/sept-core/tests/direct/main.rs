@@ -9,7 +9,9 @@
 )]
 
 mod fences;
+mod limits;
 mod ranges;
+mod reads;
 mod rig;
 mod threads;
 mod world;

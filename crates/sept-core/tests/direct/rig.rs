@@ -6,6 +6,38 @@ use sept_core::{
     Level, Obligation, Plan, SecurePageTable,
 };
 
+/// All of [`TableMemory`](sept_core::TableMemory) but pins and reads, by the arena in field 0.
+macro_rules! arena_writes {
+    () => {
+        fn store(&self, table: sept_core::Hpa, word: sept_core::Word, value: u64, order: Ordering) {
+            self.0.store(table, word, value, order);
+        }
+
+        fn compare_exchange(
+            &self,
+            table: sept_core::Hpa,
+            word: sept_core::Word,
+            old: u64,
+            new: u64,
+        ) -> Result<(), u64> {
+            self.0.compare_exchange(table, word, old, new)
+        }
+
+        fn add(&self, table: sept_core::Hpa, word: sept_core::Word, value: u64) {
+            self.0.add(table, word, value);
+        }
+
+        fn write_detached(&self, table: &sept_core::Frame, entry: impl Fn(u16) -> u64) {
+            self.0.write_detached(table, entry);
+        }
+
+        fn scrub(&self, page: sept_core::Frame<sept_core::Tainted>) -> sept_core::Frame {
+            self.0.scrub(page)
+        }
+    };
+}
+pub(crate) use arena_writes;
+
 pub(crate) type Table<F> = SecurePageTable<F, Arena, Direct<Kick<'static>>>;
 
 pub(crate) struct Rig<F: Format> {

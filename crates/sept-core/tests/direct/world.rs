@@ -1,12 +1,12 @@
 //! A host with several threads: walks that shootdowns wait for, and guest memory of which each page has one owner.
 
+use crate::rig::arena_writes;
 use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use sept_core::test_util::{Arena, FramePool, VecStore};
 use sept_core::{
     Direct, Fenced, Fill, Frame, FrameKind, FrameSource, FrameStore, Gpa, GpaEntry, HardwareWalked, Hpa,
-    Level, Obligation, Quiet, SecurePageTable, Shootdown, TableError, TableMemory, Tainted, Translation,
-    Word,
+    Level, Obligation, Quiet, SecurePageTable, Shootdown, TableError, TableMemory, Translation, Word,
 };
 use std::{sync::Arc, thread::yield_now};
 
@@ -92,25 +92,7 @@ unsafe impl TableMemory for Memory {
         self.0.load(table, word, order)
     }
 
-    fn store(&self, table: Hpa, word: Word, value: u64, order: Ordering) {
-        self.0.store(table, word, value, order);
-    }
-
-    fn compare_exchange(&self, table: Hpa, word: Word, old: u64, new: u64) -> Result<(), u64> {
-        self.0.compare_exchange(table, word, old, new)
-    }
-
-    fn add(&self, table: Hpa, word: Word, value: u64) {
-        self.0.add(table, word, value);
-    }
-
-    fn write_detached(&self, table: &Frame, entry: impl Fn(u16) -> u64) {
-        self.0.write_detached(table, entry);
-    }
-
-    fn scrub(&self, page: Frame<Tainted>) -> Frame {
-        self.0.scrub(page)
-    }
+    arena_writes!();
 }
 
 /// The table, and what is known of the pages of the guest: each has one page of host memory that may be mapped there.

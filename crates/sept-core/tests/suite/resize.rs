@@ -265,3 +265,25 @@ fn merge_refuses_what_is_no_table_or_too_large() {
     rig.refused(error, |rig| rig.table.merge(outside, &fence, &mut rig.owed));
     assert!(rig.owed.is_empty());
 }
+
+/// A pass of one call each comes to the end all the same, and asks about every page once.
+#[test]
+fn a_probing_pass_with_the_smallest_budget_comes_further() {
+    let mut rig = Rig::new(CONFIGS[0], false);
+    rig.link_to(0, K4);
+    for page in (0..2 << 20).step_by(4096) {
+        rig.map(page, page, K4, false).unwrap();
+        assert!(rig.tee().accept(rig.gpa(page)));
+    }
+    let (mut next, mut asked, mut ready) = (Some(rig.gpa(0)), 0, 0);
+    for _ in 0..2 * 512 {
+        let Some(from) = next else { break };
+        let pass = rig.table.probe_candidates(rig.window(), M2, from, 1).unwrap();
+        assert!(pass.asked <= 1);
+        (next, asked, ready) = (pass.next, asked + pass.asked, ready + pass.ready);
+    }
+    assert_eq!((next, asked, ready), (None, 512, 1));
+    // Nothing may be asked for nothing.
+    let pass = rig.table.probe_candidates(rig.window(), M2, rig.gpa(0), 0).unwrap();
+    assert_eq!((pass.next, pass.asked), (Some(rig.gpa(0)), 0));
+}

@@ -43,19 +43,18 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         level: Level,
         inhibit: bool,
     ) -> Result<u64, RangeError<X::Error>> {
-        let mut count = 0_u64;
+        let touched = range.align_out(level);
         let mut next = range.start().align_down(level).raw();
-        // Each turn passes one entry.
+        // Each turn passes one entry, or a hole.
         while let Some(gpa) = Gpa::new(next).filter(|gpa| gpa.raw() < range.end()) {
             let at = GpaEntry::containing(gpa, level);
-            match self.inhibit(at, inhibit) {
+            next = match self.inhibit(at, inhibit) {
                 // What is mapped large, or not at all, bears no mark.
-                Err(TableError::NoTable { .. } | TableError::State { .. }) if !inhibit => {}
-                result => result.map_err(RangeError::stopped(next))?,
-            }
-            count = count.saturating_add(1);
-            next = at.end();
+                Err(TableError::NoTable { stop, .. }) if !inhibit => stop.end(),
+                Err(TableError::State { .. }) if !inhibit => at.end(),
+                result => result.map(|()| at.end()).map_err(RangeError::stopped(next))?,
+            };
         }
-        Ok(count)
+        Ok(touched.len() >> level.shift())
     }
 }

@@ -8,7 +8,7 @@ use super::{Committed, Plan, RangeError, Reserved};
 use crate::memory::FANOUT;
 use crate::table::{
     SecurePageTable, TableError,
-    walk::{Slot, occupied},
+    walk::{Slot, Stop, occupied},
 };
 use crate::{
     Donated, Entry, External, Fill, Format, FrameKind, FrameNeeds, FrameStore, Frames, Gpa, GpaEntry,
@@ -92,7 +92,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// # Errors
     ///
     /// [`RangeError::Stopped`] with the first entry that is in use or being changed, or outside the private space;
-    /// [`RangeError::Pages`] if the memory is misaligned or would end above 2^52.
+    /// [`RangeError::Pages`] if the memory is misaligned, would end above 2^52, or has addresses that an entry cannot name.
     pub fn plan_map(
         &self,
         range: GpaRange,
@@ -101,7 +101,8 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     ) -> Result<MapPlan, RangeError<X::Error>> {
         let pages = range.pages();
         let room = (1_u64 << crate::ADDRESS_BITS).wrapping_sub(hpa.raw()) >> Level::L4K.shift();
-        if !hpa.is_aligned(Level::L4K) || pages > room {
+        let last = Hpa::truncate(hpa.raw().wrapping_add(range.len()).wrapping_sub(1));
+        if !hpa.is_aligned(Level::L4K) || pages > room || !F::names(self.config, hpa, last) {
             return Err(RangeError::Pages { range, hpa, pages });
         }
         let target = self.target(range, hpa, largest);
@@ -244,8 +245,12 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
                 continue;
             }
             let slot = self.slot_of(table, level, gpa, raw);
-            if slot.entry != Entry::Free {
-                return Err(occupied(at, &slot));
+            match slot.entry {
+                Entry::Free => {}
+                entry @ (Entry::Table { .. } | Entry::Closed { .. }) => {
+                    return Err(Stop { at, entry, shut: true }.into_error(at));
+                }
+                _ => return Err(occupied(at, &slot)),
             }
             return if target.fits(at) && !F::inhibited(raw) {
                 self.map_run(at, table, target, pages)
@@ -266,7 +271,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         target: &Target,
         pages: &mut Frames,
     ) -> Result<(), TableError<X::Error>> {
-        let level = at.level();
+        let (level, before) = (at.level(), pages.count());
         let mut mapped = 0;
         for index in level.index(at.gpa())..FANOUT {
             let offset = u64::from(index.wrapping_sub(level.index(at.gpa()))) << level.shift();
@@ -294,7 +299,8 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         if !X::TEE {
             self.count_live(table, mapped);
         }
-        Ok(())
+        // The first one fitted a moment ago. A caller that tries again decides for how long.
+        if pages.count() == before { Err(TableError::Contended { at }) } else { Ok(()) }
     }
 
     /// Hangs a table into the free `slot` that maps already what fits of the range into it.

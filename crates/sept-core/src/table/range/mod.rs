@@ -37,7 +37,7 @@ pub use split::{Scope, SplitPlan, SplitRefused};
 use super::TableError;
 #[cfg(doc)]
 use super::{Exclusive, SecurePageTable};
-use crate::{Class, Classify, FrameNeeds, Gpa, GpaEntry, GpaRange, Hpa};
+use crate::{ADDRESS_BITS, Class, Classify, Entry, FrameNeeds, Gpa, GpaEntry, GpaRange, Hpa};
 
 /// Why an operation on a range ended early.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -93,5 +93,14 @@ impl<E> RangeError<E> {
     /// An error before or at `next`.
     pub(super) fn stopped(next: u64) -> impl Fn(TableError<E>) -> Self {
         move |error| Self::Stopped { next: Gpa::truncate(next), error }
+    }
+}
+
+/// Where the next entry of `at`'s level may be, after `found` was found at `at`: behind the hole or page that it lies in.
+const fn after<E>(at: GpaEntry, found: &Result<Entry, TableError<E>>) -> u64 {
+    match found {
+        Err(TableError::NoTable { stop, .. }) => stop.end(),
+        Err(TableError::OutOfRange { .. }) => 1 << ADDRESS_BITS,
+        _ => at.end(),
     }
 }

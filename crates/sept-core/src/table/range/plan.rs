@@ -28,6 +28,14 @@ pub trait Plan: Copy {
 }
 
 /// A plan and the frames that it needs.
+///
+/// ```compile_fail,E0382
+/// use sept_core::{FrameSource, FrameStore, MapPlan, Reserved};
+/// fn spend_twice<S: FrameStore>(reserved: Reserved<MapPlan, S>, source: &dyn FrameSource) {
+///     reserved.release(source);
+///     reserved.release(source); // its frames are gone
+/// }
+/// ```
 #[derive(Debug)]
 #[must_use = "dropping a reservation leaks its frames"]
 pub struct Reserved<P, S> {

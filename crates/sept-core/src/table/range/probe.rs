@@ -4,7 +4,7 @@
 //! call, so only pages are asked about that stand between a table and its merge: every entry a page, one contiguous
 //! block, nothing blocked. The first page that turns out to be pending ends the look at its table.
 
-use super::RangeError;
+use super::{RangeError, after};
 use crate::memory::FANOUT;
 use crate::table::{SecurePageTable, TableError};
 use crate::{
@@ -27,9 +27,11 @@ pub struct Probed {
 
 impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// Probes pages that keep tables of entries below `level` (`L2M` or `L1G`) in `range` from being merged, from `from`
-    /// on, with at most `budget` calls into the TEE and looks into tables.
+    /// on, with at most `budget` calls into the TEE and looks at entries of `level`: one for each entry, or one for each page
+    /// asked about below it. What no table holds is passed over at no cost.
     ///
-    /// What was learnt stays in the entries: a pass that ends early is gone on with from [`Probed::next`].
+    /// What was learnt stays in the entries: a pass that ends early is gone on with from [`Probed::next`], and each one with
+    /// a `budget` above 0 comes further.
     ///
     /// # Errors
     ///
@@ -49,19 +51,21 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
                 at: GpaEntry::containing(from, level),
             }));
         }
-        // Each turn passes one entry of the level.
+        // Each turn passes one entry of the level, or a hole.
         while let Some(gpa) = Gpa::new(next).filter(|gpa| range.contains(*gpa)) {
-            let Some(rest) = left.checked_sub(1) else {
-                pass.next = Some(gpa);
-                return Ok(pass);
-            };
-            left = rest;
             let at = GpaEntry::containing(gpa, level);
-            if range.covers(at) && self.is_one_block(at) && !self.probe_table(at, &mut left, &mut pass)? {
+            let found = self.entry(at);
+            next = after(at, &found);
+            if matches!(found, Err(TableError::NoTable { .. } | TableError::OutOfRange { .. })) {
+                continue;
+            }
+            let before = left;
+            let candidate = left > 0 && range.covers(at) && self.is_one_block(at);
+            if left == 0 || candidate && !self.probe_table(at, &mut left, &mut pass)? {
                 pass.next = Some(gpa);
                 return Ok(pass);
             }
-            next = at.end();
+            left = left.min(before.saturating_sub(1));
         }
         Ok(pass)
     }

@@ -6,7 +6,7 @@
 //! changes of size out of the range meanwhile; faults go on.
 
 use super::split::ROUNDS;
-use super::{Plan, RangeError, Reserved, Scope, SplitPlan, SplitRefused};
+use super::{Plan, RangeError, Reserved, Scope, SplitPlan, SplitRefused, after};
 use crate::memory::FANOUT;
 use crate::table::{FenceTicket, Fenced, Obligation, SecurePageTable, TableError};
 use crate::{
@@ -339,16 +339,17 @@ impl<T: Copy, S: FrameStore> Resize<T, S> {
             }
             Kind::Merge => {
                 let mut next = self.next.max(self.range.start().raw());
-                // Each turn passes one entry of the level.
+                // Each turn passes one entry of the level, or a hole.
                 while let Some(gpa) = Gpa::new(next).filter(|gpa| self.range.contains(*gpa)) {
                     let at = GpaEntry::containing(gpa, level);
-                    next = at.end();
-                    let fits = match look {
-                        Look::Any => table.is_candidate(at),
-                        _ => matches!(
-                            table.entry(at),
-                            Ok(Entry::Table { blocked: Some(stamp), .. }) if table.is_since(stamp, self.since)
-                        ),
+                    let found = table.entry(at);
+                    next = after(at, &found);
+                    let fits = match (look, found) {
+                        (Look::Any, Ok(entry)) => table.is_candidate(at, entry),
+                        (_, Ok(Entry::Table { blocked: Some(stamp), .. })) => {
+                            table.is_since(stamp, self.since)
+                        }
+                        _ => false,
                     };
                     if self.range.covers(at) && fits {
                         return Ok(Some(at));
@@ -366,10 +367,10 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         look()
     }
 
-    /// Whether a table hangs in `at` that is not blocked and could be merged as far as the mirror knows.
-    pub(super) fn is_candidate(&self, at: GpaEntry) -> bool {
-        let full = match self.entry(at) {
-            Ok(Entry::Table { hpa, blocked: None }) => self.side(hpa, SideWord::Live) == u64::from(FANOUT),
+    /// Whether what was found at `at` is a table that is not blocked and could be merged as far as the mirror knows.
+    pub(super) fn is_candidate(&self, at: GpaEntry, found: Entry) -> bool {
+        let full = match found {
+            Entry::Table { hpa, blocked: None } => self.side(hpa, SideWord::Live) == u64::from(FANOUT),
             _ => false,
         };
         full && self.mergeable(at).is_ok()

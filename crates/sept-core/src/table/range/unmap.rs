@@ -1,6 +1,6 @@
 //! Unmapping and merging a range at once, with exclusive access and no TEE.
 
-use super::{Blocked, RangeError, block::Go};
+use super::{Blocked, RangeError, after, block::Go};
 use crate::table::{Exclusive, Obligation, TableError, Unmapped};
 use crate::{Entry, GpaEntry, GpaRange, HardwareWalked, HostOwned, Level, TableMemory};
 
@@ -59,11 +59,12 @@ impl<F: HardwareWalked, M: TableMemory, X: HostOwned> Exclusive<'_, F, M, X> {
             let mut next = range.start().raw();
             while let Some(gpa) = crate::Gpa::new(next).filter(|gpa| range.contains(*gpa)) {
                 let at = GpaEntry::containing(gpa, level);
-                if range.covers(at) && self.is_candidate(at) {
+                let found = self.entry(at);
+                if range.covers(at) && found.is_ok_and(|entry| self.is_candidate(at, entry)) {
                     self.merge(at, into).map_err(RangeError::stopped(next))?;
                     merged.tables = merged.tables.saturating_add(1);
                 }
-                next = at.end();
+                next = after(at, &found);
             }
         }
         Ok(merged)

@@ -178,7 +178,8 @@ impl<F: Rules, X: Side<F>> Trial<'_, F, X> {
                 let unseen = || self.tee().is_some_and(|tee| tee.would(MockOp::Merge, at).is_err());
                 about(at) && (self.fault_was_hit() || unseen())
             }
-            TableError::Contended { .. } | TableError::Ledger { .. } => false,
+            // All memory of a trial lies where every format can name it.
+            TableError::Address { .. } | TableError::Contended { .. } | TableError::Ledger { .. } => false,
         }
     }
 
@@ -235,6 +236,7 @@ pub(super) fn about<E>(error: &TableError<E>) -> GpaEntry {
         TableError::OutOfRange { gpa } => GpaEntry::containing(gpa, crate::Level::L4K),
         TableError::Level { at }
         | TableError::State { at, .. }
+        | TableError::Address { at, .. }
         | TableError::NoTable { at, .. }
         | TableError::Contended { at }
         | TableError::Hidden { at, .. }
