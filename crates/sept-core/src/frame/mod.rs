@@ -31,7 +31,7 @@ pub struct Free;
 
 /// Written under another memory encryption key: write back and overwrite before the host uses it.
 ///
-/// ```compile_fail,E0308
+/// ```compile_fail,E0277
 /// use sept_core::{Frame, Frames, Tainted};
 /// fn map_again(page: Frame<Tainted>) -> Frames {
 ///     Frames::from(page) // not before it was reclaimed

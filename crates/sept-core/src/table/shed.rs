@@ -13,7 +13,7 @@ use core::sync::atomic::Ordering;
 
 /// A page that was unmapped and that a CPU may still reach until a fence has ended: [`SecurePageTable::take`].
 ///
-/// ```compile_fail,E0308
+/// ```compile_fail,E0277
 /// use sept_core::{Frames, Unmapped};
 /// fn reuse(page: Unmapped) -> Frames {
 ///     Frames::from(page) // not before the fence
