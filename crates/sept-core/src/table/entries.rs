@@ -16,63 +16,70 @@ pub struct Entries<'a, F: Format, M: TableMemory + 'a, X: External> {
     _pin: M::Pin<'a>,
     next: u64,
     end: u64,
-    /// The 4 KiB or 2 MiB table that the last item came from, so that its neighbours need no walk.
-    near: Option<(GpaEntry, Hpa, Level, bool)>,
+    near: Near,
+}
+
+/// The table that the last item came from, so that its neighbours need no walk.
+#[derive(Clone, Copy)]
+struct Near {
+    table: Hpa,
+    level: Level,
+    hidden: bool,
+    /// First address behind the table, the range or the address space; 0 for no table.
+    end: u64,
+}
+
+impl Near {
+    const NONE: Self = Self { table: Hpa::truncate(0), level: Level::L4K, hidden: false, end: 0 };
 }
 
 impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// The entries that cover `range`. Addresses outside the private address space end the iteration.
     pub fn entries(&self, range: GpaRange) -> Entries<'_, F, M, X> {
-        Entries {
-            table: self,
-            _pin: self.memory.pin(),
-            next: range.start().raw(),
-            end: range.end(),
-            near: None,
-        }
+        let _pin = self.memory.pin();
+        // A table may hold entries of the shared half.
+        let end = range.end().min(F::limit(self.config));
+        Entries { table: self, _pin, next: range.start().raw(), end, near: Near::NONE }
     }
 }
 
 impl<F: Format, M: TableMemory, X: External> Iterator for Entries<'_, F, M, X> {
     type Item = Found;
 
+    #[inline]
     fn next(&mut self) -> Option<Found> {
-        let table = self.table;
-        let gpa = Gpa::new(self.next).filter(|_| self.next < self.end)?;
-        // A table may hold entries of the shared half.
-        if !F::covers(table.config, gpa) {
-            return None;
-        }
-        let found = match self.near {
-            Some((above, hpa, level, hidden)) if above.range().contains(gpa) => {
-                let entry = F::decode(table.config, level, table.word(hpa, level, gpa));
-                Found { at: GpaEntry::containing(gpa, level), entry, hidden }
+        let Near { table, level, hidden, end } = self.near;
+        if self.next < end {
+            let gpa = Gpa::truncate(self.next);
+            let entry = F::decode(self.table.config, level, self.table.word(table, level, gpa));
+            // A neighbour that is a table, or may lead to one, wants a walk.
+            if matches!(entry, Entry::Free | Entry::Leaf { .. }) {
+                let at = GpaEntry::containing(gpa, level);
+                self.next = at.end();
+                return Some(Found { at, entry, hidden });
             }
-            _ => table.lookup_pinned(gpa).ok()?,
-        };
-        let found = match found.entry {
-            // A neighbour turned out to be a table, or may lead to one: walk down.
-            Entry::Table { .. } | Entry::Closed { .. } | Entry::Frozen => table.lookup_pinned(gpa).ok()?,
-            _ => found,
-        };
-        self.near = self.table_of(found);
-        self.next = found.at.end();
-        Some(found)
+        }
+        self.walk()
     }
 }
 
 impl<F: Format, M: TableMemory, X: External> Entries<'_, F, M, X> {
-    fn table_of(&self, found: Found) -> Option<(GpaEntry, Hpa, Level, bool)> {
-        if let Some(near @ (above, _, level, _)) = self.near
-            && level == found.at.level()
-            && above.range().covers(found.at)
-        {
-            return Some(near);
-        }
-        let above = GpaEntry::containing(found.at.gpa(), found.at.level().parent()?);
+    #[cold]
+    fn walk(&mut self) -> Option<Found> {
+        let gpa = Gpa::new(self.next).filter(|_| self.next < self.end)?;
+        let found = self.table.lookup_pinned(gpa).ok()?;
+        self.near = self.near(&found).unwrap_or(Near::NONE);
+        self.next = found.at.end();
+        Some(found)
+    }
+
+    /// The table that `found` is in.
+    fn near(&self, found: &Found) -> Option<Near> {
+        let level = found.at.level();
+        let above = GpaEntry::containing(found.at.gpa(), level.parent()?);
         match self.table.slot(above, true).ok()?.entry {
-            Entry::Table { hpa, .. } | Entry::Closed { hpa, .. } => {
-                Some((above, hpa, found.at.level(), found.hidden))
+            Entry::Table { hpa: table, .. } | Entry::Closed { hpa: table, .. } => {
+                Some(Near { table, level, hidden: found.hidden, end: above.end().min(self.end) })
             }
             _ => None,
         }
