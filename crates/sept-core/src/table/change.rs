@@ -260,6 +260,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     }
 
     /// The slot at `at`, blocked before `fence` began.
+    #[inline]
     pub(super) fn fenced_slot(&self, at: GpaEntry, fence: &Fenced) -> Result<Slot, TableError<X::Error>> {
         let slot = self.slot(at, false)?;
         match slot.entry {
@@ -275,6 +276,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     ///
     /// The word alone is no proof of that: after 2^11 fences an entry that was unblocked, changed below and blocked
     /// again reads the same. The proof is too old by then, so it is looked at once more.
+    #[inline]
     pub(super) fn freeze_fenced(
         &self,
         at: GpaEntry,

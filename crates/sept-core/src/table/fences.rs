@@ -83,6 +83,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     ///
     /// Read by an atomic update, so that the fence which takes this number also sees what came before; a plain load
     /// may run ahead of this thread's earlier stores.
+    #[inline]
     pub(super) fn stamp(&self) -> u64 {
         self.epoch.fetch_add(0, Ordering::AcqRel)
     }
@@ -111,6 +112,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// `now - b >= now - proof.stamp`. Only `b` modulo 2^11 is known, and so `now - b` modulo 2^11, which is never more
     /// than the true age: an entry blocked long ago may look younger and be refused (the next fence, or the one after
     /// it, covers it), but never the other way round. A proof expires after 2^11 fences, because no entry looks as old.
+    #[inline]
     pub(super) fn covered(&self, blocked: Option<Stamp>, proof: &Quiet) -> bool {
         let Some(blocked) = blocked else { return false };
         let now = self.epoch.load(Ordering::Acquire);

@@ -224,6 +224,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     }
 
     /// Takes the entry for this thread alone, as it was in `slot`. An MMU may have set bits in it since; they are noted.
+    #[inline]
     pub(super) fn freeze(&self, at: GpaEntry, slot: &mut Slot) -> Result<(), TableError<X::Error>> {
         if slot.entry == Entry::Frozen {
             return Err(TableError::Contended { at });
@@ -233,11 +234,13 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
 
     /// Takes the entry as [`Self::freeze`] does, and out of the reach of an MMU at once: what it walks on through a table that
     /// is being changed would escape a fence that begins before the entry is published as blocked.
+    #[inline]
     pub(super) fn hide(&self, at: GpaEntry, slot: &mut Slot) -> Result<(), TableError<X::Error>> {
         self.replace(at, slot, |_| F::encode(self.config, at.level(), Entry::Frozen))
     }
 
     /// Replaces the word of `slot`, as it was but for bits that an MMU has set since, which `to` is given too.
+    #[inline]
     pub(super) fn replace(
         &self,
         at: GpaEntry,
@@ -257,19 +260,23 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     }
 
     /// Publishes an entry that this thread froze.
+    #[inline]
     pub(super) fn publish(&self, at: GpaEntry, slot: &Slot, entry: Entry) {
         self.publish_raw(slot, F::update(self.config, at.level(), slot.raw, entry));
     }
 
+    #[inline]
     pub(super) fn publish_raw(&self, slot: &Slot, raw: u64) {
         self.memory.store(slot.table, slot.word, raw, Ordering::Release);
     }
 
     /// Undoes [`Self::freeze`].
+    #[inline]
     pub(super) fn thaw(&self, slot: &Slot) {
         self.publish_raw(slot, slot.raw);
     }
 
+    #[inline]
     pub(super) fn count_live(&self, table: Hpa, change: i64) {
         self.memory.add(table, Word::Side(SideWord::Live), change.cast_unsigned());
     }

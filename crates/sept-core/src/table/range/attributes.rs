@@ -1,7 +1,7 @@
 //! Permissions and level inhibits of a range.
 
 use super::{Blocked, RangeError, block::Go};
-use crate::table::{SecurePageTable, TableError};
+use crate::table::{SecurePageTable, TableError, walk::Slot};
 use crate::{Entry, External, Format, Gpa, GpaEntry, GpaRange, Level, Permissions, TableMemory};
 
 impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
@@ -16,7 +16,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         permissions: Permissions,
     ) -> Result<Blocked, RangeError<X::Error>> {
         self.closed_at_ends(range)?;
-        self.each_piece(range, |at, entry, done| match entry {
+        self.each_piece(range, |at, Slot { entry, .. }, done| match entry {
             Entry::Free => Ok(Go::On),
             Entry::Frozen => Err(TableError::Contended { at }),
             Entry::Table { .. } | Entry::Closed { .. } => Ok(Go::Down),

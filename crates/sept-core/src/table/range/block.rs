@@ -9,9 +9,7 @@ use crate::table::{
     Fenced, Obligation, SecurePageTable, TableError,
     walk::{Slot, occupied},
 };
-use crate::{
-    Entry, External, Format, Frame, Gpa, GpaEntry, GpaRange, Level, SideWord, TableMemory, Tainted, Word,
-};
+use crate::{Entry, External, Format, Frame, Gpa, GpaEntry, GpaRange, Level, SideWord, TableMemory, Tainted};
 
 /// What an operation on a range came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -41,7 +39,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// from there, or fence and unblock.
     pub fn block_range(&self, range: GpaRange) -> Result<Blocked, RangeError<X::Error>> {
         self.closed_at_ends(range)?;
-        self.each_piece(range, |at, entry, done| match entry {
+        self.each_piece(range, |at, Slot { entry, .. }, done| match entry {
             Entry::Table { .. } if X::TEE => Ok(Go::Down),
             Entry::Free => Ok(Go::On),
             Entry::Frozen => Err(TableError::Contended { at }),
@@ -67,7 +65,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// After [`RangeError::Stopped`] what lies before `next` is shown, and so may be tables that begin there. Below a
     /// table that is closed nothing can be shown.
     pub fn unblock_range(&self, range: GpaRange, fence: &Fenced) -> Result<Blocked, RangeError<X::Error>> {
-        self.each_piece(range, |at, entry, done| match entry {
+        self.each_piece(range, |at, Slot { entry, .. }, done| match entry {
             Entry::Frozen => Err(TableError::Contended { at }),
             Entry::Leaf { blocked: Some(_), .. } | Entry::Table { blocked: Some(_), .. } => {
                 self.unblock(at, fence)?;
@@ -98,7 +96,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         let first = GpaEntry::containing(range.start(), Level::L4K);
         self.accepts(first, into).map_err(RangeError::stopped(range.start().raw()))?;
         self.closed_at_ends(range)?;
-        self.each_piece(range, |at, entry, done| match entry {
+        self.each_piece(range, |at, Slot { entry, .. }, done| match entry {
             Entry::Free => Ok(Go::On),
             Entry::Frozen => Err(TableError::Contended { at }),
             Entry::Leaf { .. } => {
@@ -122,7 +120,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     ///
     /// After [`RangeError::Stopped`] those before `next` are blocked.
     pub fn block_empty_tables(&self, range: GpaRange) -> Result<Blocked, RangeError<X::Error>> {
-        self.each_piece(range, |at, entry, done| match entry {
+        self.each_piece(range, |at, Slot { entry, .. }, done| match entry {
             Entry::Table { hpa, blocked: None } if self.side(hpa, SideWord::Live) == 0 => {
                 self.block(at)?;
                 done.note(entry);
@@ -146,7 +144,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         fence: &Fenced,
         into: &mut Obligation,
     ) -> Result<Blocked, RangeError<X::Error>> {
-        self.each_piece(range, |at, entry, done| match entry {
+        self.each_piece(range, |at, Slot { entry, .. }, done| match entry {
             Entry::Table { hpa, blocked: Some(_) } if self.side(hpa, SideWord::Live) == 0 => {
                 self.unlink(at, fence, into)?;
                 done.note(entry);
@@ -177,7 +175,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     pub(super) fn each_piece(
         &self,
         range: GpaRange,
-        mut visit: impl FnMut(GpaEntry, Entry, &mut Blocked) -> Result<Go, TableError<X::Error>>,
+        mut visit: impl FnMut(GpaEntry, Slot, &mut Blocked) -> Result<Go, TableError<X::Error>>,
     ) -> Result<Blocked, RangeError<X::Error>> {
         let mut done = Blocked::default();
         let mut next = range.start().raw();
@@ -196,7 +194,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         gpa: Gpa,
         range: GpaRange,
         done: &mut Blocked,
-        visit: &mut impl FnMut(GpaEntry, Entry, &mut Blocked) -> Result<Go, TableError<X::Error>>,
+        visit: &mut impl FnMut(GpaEntry, Slot, &mut Blocked) -> Result<Go, TableError<X::Error>>,
     ) -> Result<GpaEntry, TableError<X::Error>> {
         if !F::covers(self.config, gpa) {
             return Err(TableError::OutOfRange { gpa });
@@ -205,17 +203,14 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         let top = F::top(self.config);
         for level in Level::ALL.into_iter().rev().filter(|level| *level <= top) {
             let at = GpaEntry::containing(gpa, level);
-            let entry = F::decode(self.config, level, self.word(table, level, gpa));
+            let slot = self.slot_of(table, level, gpa, self.word(table, level, gpa));
             // Only at its first address: an entry that was gone below is not visited again from inside.
             let whole = range.covers(at) && at.gpa() == gpa;
-            let go = if whole { visit(at, entry, done)? } else { Go::Down };
-            match entry {
+            let go = if whole { visit(at, slot, done)? } else { Go::Down };
+            match slot.entry {
                 Entry::Table { hpa, .. } | Entry::Closed { hpa, .. } if matches!(go, Go::Down) => table = hpa,
                 Entry::Frozen => return Err(TableError::Contended { at }),
-                Entry::Leaf { .. } if !whole => {
-                    let slot = Slot { table, word: Word::Entry(0), raw: 0, entry };
-                    return Err(occupied(at, &slot));
-                }
+                Entry::Leaf { .. } if !whole => return Err(occupied(at, &slot)),
                 _ => return Ok(at),
             }
         }

@@ -22,9 +22,8 @@ impl<F: HardwareWalked, M: TableMemory, X: HostOwned> Exclusive<'_, F, M, X> {
         self.accepts(first, into).map_err(RangeError::stopped(range.start().raw()))?;
         self.closed_at_ends(range)?;
         let table = self.forget();
-        table.each_piece(range, |at, entry, done| {
-            let slot = table.slot(at, true)?;
-            match entry {
+        table.each_piece(range, |at, slot, done| {
+            match slot.entry {
                 Entry::Free => {}
                 Entry::Frozen => return Err(TableError::Contended { at }),
                 Entry::Leaf { hpa, .. } => {
@@ -32,11 +31,11 @@ impl<F: HardwareWalked, M: TableMemory, X: HostOwned> Exclusive<'_, F, M, X> {
                         table.shed_empty(at, into);
                     }
                     pages(at, table.unmapped(at, hpa));
-                    done.note(entry);
+                    done.note(slot.entry);
                 }
                 Entry::Table { hpa, .. } | Entry::Closed { hpa, .. } => {
                     table.detach(at, &slot, hpa, into);
-                    done.note(entry);
+                    done.note(slot.entry);
                 }
             }
             Ok(Go::On)
