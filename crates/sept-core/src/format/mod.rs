@@ -198,21 +198,19 @@ pub trait Format: sealed::Sealed + 'static {
     /// First address that the table cannot map, in bytes.
     fn limit(config: Self::Config) -> u64;
 
-    /// The bits of 51:12 that are address in a word: an address with another bit set cannot be named.
+    /// The bits of 51:12 that are no address in a word: a host address with one of them set cannot be named.
     #[inline]
-    fn address_mask(config: Self::Config) -> u64 {
+    fn unnamed(config: Self::Config) -> u64 {
         let _ = config;
-        ADDRESS
+        0
     }
 
     /// Whether a word can name every page from `first` to `last`.
     #[inline]
     fn names(config: Self::Config, first: Hpa, last: Hpa) -> bool {
-        let missing = ADDRESS & !Self::address_mask(config);
-        // Counting up past the lowest missing bit sets it.
-        missing == 0
-            || first.raw() & missing == 0
-                && (first.raw() ^ last.raw()).unbounded_shr(missing.trailing_zeros()) == 0
+        let unnamed = Self::unnamed(config);
+        // Counting up past the lowest of them sets it.
+        first.raw() & unnamed == 0 && (first.raw() ^ last.raw()).unbounded_shr(unnamed.trailing_zeros()) == 0
     }
 
     /// Whether the table may map `gpa`.

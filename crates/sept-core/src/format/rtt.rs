@@ -193,8 +193,8 @@ impl Format for Rtt {
     }
 
     #[inline]
-    fn address_mask(_: RttConfig) -> u64 {
-        ADDRESS
+    fn unnamed(_: RttConfig) -> u64 {
+        super::ADDRESS & !ADDRESS
     }
 
     #[inline]

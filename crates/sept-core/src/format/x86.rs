@@ -45,29 +45,37 @@ pub struct X86Config {
     top: Level,
     /// First address that is not translated.
     limit: u64,
-    user: u64,
+    /// The C-bit, the user bit, or both.
+    common: u64,
     /// Bits 51:12 but the C-bit.
     address: u64,
+    c_bit: u64,
 }
 
 impl X86Config {
     /// 4-level nested page table. Nested walks are user accesses, so every entry has the user bit.
-    pub const NESTED_4: Self = Self { top: Level::L512G, limit: 1 << 48, user: USER, address: ADDRESS };
+    pub const NESTED_4: Self =
+        Self { top: Level::L512G, limit: 1 << 48, common: USER, address: ADDRESS, c_bit: 0 };
     /// 5-level nested page table.
     pub const NESTED_5: Self =
-        Self { top: Level::L256T, limit: 1 << ADDRESS_BITS, user: USER, address: ADDRESS };
+        Self { top: Level::L256T, limit: 1 << ADDRESS_BITS, common: USER, address: ADDRESS, c_bit: 0 };
     /// 4-level long-mode table of supervisor pages.
-    pub const SUPERVISOR_4: Self = Self { top: Level::L512G, limit: 1 << 48, user: 0, address: ADDRESS };
+    pub const SUPERVISOR_4: Self =
+        Self { top: Level::L512G, limit: 1 << 48, common: 0, address: ADDRESS, c_bit: 0 };
     /// 5-level long-mode table of supervisor pages.
     pub const SUPERVISOR_5: Self =
-        Self { top: Level::L256T, limit: 1 << ADDRESS_BITS, user: 0, address: ADDRESS };
+        Self { top: Level::L256T, limit: 1 << ADDRESS_BITS, common: 0, address: ADDRESS, c_bit: 0 };
 
     /// The same with memory encryption: address bit `position` (32 to 51; CPUID 8000_001F EBX\[5:0\]) is set in every
     /// entry and is no part of an address. `None` outside that range.
     #[must_use]
     pub const fn with_c_bit(self, position: u8) -> Option<Self> {
         match position {
-            32..=51 => Some(Self { address: ADDRESS & !(1 << position), ..self }),
+            32..=51 => {
+                let c_bit = 1 << position;
+                let common = self.common & !self.c_bit | c_bit;
+                Some(Self { common, address: ADDRESS & !c_bit, c_bit, ..self })
+            }
             _ => None,
         }
     }
@@ -123,8 +131,8 @@ impl Format for X86 {
     }
 
     #[inline]
-    fn address_mask(config: X86Config) -> u64 {
-        config.address
+    fn unnamed(config: X86Config) -> u64 {
+        config.c_bit
     }
 
     #[inline]
@@ -165,8 +173,7 @@ impl Format for X86 {
 
     #[inline]
     fn update(config: X86Config, level: Level, old: u64, entry: Entry) -> u64 {
-        // Of bits 51:12 those that are no address are the C-bit.
-        let at = |hpa: Hpa| hpa.raw() & config.address | ADDRESS & !config.address | config.user;
+        let at = |hpa: Hpa| hpa.raw() & config.address | config.common;
         match entry {
             Entry::Free => old & INHIBIT,
             // A table that is being changed is walked on by the MMU.

@@ -104,7 +104,7 @@ pub unsafe trait TableMemory {
     /// Begins a software walk.
     fn pin(&self) -> Self::Pin<'_>;
 
-    /// Reads a word.
+    /// Reads a word. `order` is one that a load can have: relaxed or acquire.
     fn load(&self, table: Hpa, word: Word, order: Ordering) -> u64;
 
     /// Reads entries (table, index) as [`TableMemory::load`] does with [`Ordering::Acquire`]. A walk makes one and reads
@@ -125,7 +125,7 @@ pub unsafe trait TableMemory {
         })
     }
 
-    /// Writes a word.
+    /// Writes a word. `order` is one that a store can have: relaxed or release.
     fn store(&self, table: Hpa, word: Word, value: u64, order: Ordering);
 
     /// Replaces `old` by `new` (acquire and release).

@@ -61,7 +61,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     /// Whether a word can name `hpa`.
     #[inline(always)]
     pub(super) fn can_name(&self, hpa: Hpa) -> bool {
-        F::names(self.config, hpa, hpa)
+        hpa.raw() & F::unnamed(self.config) == 0
     }
 
     #[inline]

@@ -102,7 +102,9 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         released: &mut FrameNeeds,
     ) -> Result<(), T::Error> {
         let Ok(slot) = self.slot(at, true) else { return Ok(()) };
-        let Entry::Table { hpa: mirror, .. } = slot.entry else { return Ok(()) };
+        let (Entry::Table { hpa: mirror, .. } | Entry::Closed { hpa: mirror, .. }) = slot.entry else {
+            return Ok(());
+        };
         let page = |word| ledger::address(self.side(mirror, word));
         if let Some(hpa) = page(SideWord::External) {
             teardown.reclaim(Torn::Table { at, hpa })?;
