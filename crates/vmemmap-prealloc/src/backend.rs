@@ -93,6 +93,12 @@ pub trait VmemmapBackend {
         Err(table)
     }
 
+    /// Whether the entry at `at` maps `tail`, read-only.
+    ///
+    /// Asked in splits where tails are shared with the head, about those of the first piece: they map the same before and
+    /// after, unless a merge was left half done.
+    fn maps(&self, at: VmemmapPage, tail: Tail) -> bool;
+
     /// Copies what the entry at `at` shows now into `page`.
     fn prepare(&self, at: VmemmapPage, page: Frame) -> Self::Fresh;
 
@@ -151,6 +157,10 @@ impl VmemmapBackend for NoVmemmap {
 
     fn has_template(&self, _near: PfnBlock, _tail: Tail) -> bool {
         true
+    }
+
+    fn maps(&self, _at: VmemmapPage, _tail: Tail) -> bool {
+        false
     }
 
     fn prepare(&self, _at: VmemmapPage, page: Frame) -> Frame {

@@ -22,8 +22,8 @@
 //! them is no wait for a freeze. There, the first commit of a merge makes the folios one, and writes the former heads
 //! as tails in their own pages, which stay; the caller waits for a grace period, with nothing frozen; the second
 //! commit of the same atoms, with the same reservation, maps the tails. [`Thawed::waits`] and [`Atom::round`] tell. If the
-//! second round does not come, the block has more pages of its own than its layout needs; they come back when the folio
-//! is split again.
+//! second round does not come, the block has more pages of its own than its layout needs; they are replaced when the folio
+//! is split again, in whatever way, and that too waits for the grace period.
 
 use crate::{Applied, ApplyError, Atom, AtomError, Reserved, Round, VmemmapBackend};
 use core::fmt;
@@ -38,11 +38,11 @@ pub struct AtomDone {
     pub vmemmap: Applied,
     /// Pages that were released after the flush.
     pub released: u64,
-    /// Index nodes taken from the reservation.
+    /// Index nodes taken from the reservation. A merge that was undone took what it had freed.
     pub nodes_used: u64,
-    /// Index nodes that were freed: they are in the reservation.
+    /// Index nodes that were freed, into the reservation.
     pub nodes_freed: u64,
-    /// Flushes: 1, or 0 where no entry changed.
+    /// Flushes: 1, or 0 where no entry changed; 2 where a merge was undone.
     pub flushes: u32,
 }
 
@@ -178,17 +178,12 @@ where
     /// Flushes, completes the splits and thaws everything. Cannot fail.
     pub fn finish(mut self) -> Thawed<'a, F, V, A, B> {
         let flushed = self.0.flush();
-        let Parts { folios, vmemmap, atoms, reserved, done } = &mut self.0;
-        let have = folios.nodes_left(reserved.nodes);
-        for atom in atoms.iter_mut() {
-            atom.finish(*folios, *vmemmap, reserved.nodes);
-        }
-        done.nodes_used = have.saturating_sub(folios.nodes_left(reserved.nodes));
+        self.0.finish();
         Thawed { parts: self.0, flushed }
     }
 
-    /// Undoes everything and thaws. Cannot fail, and takes nothing from anybody. A merge in its second round is undone as far as
-    /// its first.
+    /// Undoes everything and thaws. Cannot fail, and takes nothing from anybody. A merge in its second round is undone whole, its
+    /// first round included.
     ///
     /// The same atoms may be committed again.
     pub fn cancel(mut self) -> Thawed<'a, F, V, A, B> {
@@ -228,10 +223,25 @@ where
         Some(self.vmemmap.flush())
     }
 
+    fn finish(&mut self) {
+        let have = self.folios.nodes_left(self.reserved.nodes);
+        for atom in self.atoms.iter_mut() {
+            atom.finish(self.folios, self.vmemmap, self.reserved.nodes);
+        }
+        self.count_nodes(have);
+    }
+
     fn thaw_undone(&mut self) {
+        let have = self.folios.nodes_left(self.reserved.nodes);
         for atom in self.atoms.iter_mut() {
             atom.thaw_undone(self.folios, self.reserved.nodes);
         }
+        self.count_nodes(have);
+    }
+
+    /// Counts the nodes that were used since there were so many.
+    fn count_nodes(&mut self, have: u64) {
+        self.done.nodes_used = have.saturating_sub(self.folios.nodes_left(self.reserved.nodes));
     }
 }
 

@@ -1,6 +1,6 @@
 //! The entries of one folio, as they change from one folio to pieces and back.
 
-use crate::{AtomError, Geometry, Tail, VmemmapBackend, VmemmapPage};
+use crate::{AtomError, Geometry, Tail, TailScheme, VmemmapBackend, VmemmapPage};
 use folio_split::{Folios, LayoutCounts, PageSet, PfnBlock};
 use sept_core::{Class, Classify, Frame};
 
@@ -179,10 +179,14 @@ impl<'a, V: VmemmapBackend + ?Sized> Walk<'a, V> {
             if folio.order() >= self.geometry.structs() {
                 self.publish(open.take());
             }
-            let tail = self.tail_of(folio);
-            if tail != self.tail {
-                let end = first.saturating_add(self.geometry.vmemmap_pages(folio.order()));
-                for index in kept.max(self.kept)..end {
+            let (tail, old) = (self.tail_of(folio), self.geometry.tails() == TailScheme::SharedWithHead);
+            if tail == self.tail && !old {
+                continue;
+            }
+            let end = first.saturating_add(self.geometry.vmemmap_pages(folio.order()));
+            for index in kept.max(self.kept)..end {
+                // What a merge that was left half done has left goes as well.
+                if tail != self.tail || !self.backend.maps(self.at(index), tail) {
                     self.backend.map_tail(self.at(index), tail);
                     applied.rewrites = applied.rewrites.saturating_add(1);
                 }

@@ -226,6 +226,10 @@ impl VmemmapBackend for Host {
         true
     }
 
+    fn maps(&self, at: VmemmapPage, _tail: Tail) -> bool {
+        self.entries[at.index as usize].load(Ordering::Acquire) & WRITABLE == 0
+    }
+
     fn prepare(&self, at: VmemmapPage, page: Frame) -> Frame {
         let shown = &self.memory[self.entries[at.index as usize].load(Ordering::Relaxed) & 0xff];
         let fresh = &self.memory[page_of(&page)];

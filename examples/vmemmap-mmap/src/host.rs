@@ -42,6 +42,8 @@ pub struct MmapHost {
 struct Books {
     /// For each entry of the window, its own page.
     own: Vec<Option<Frame>>,
+    /// The page that an entry without one shows: its offset in the memfd.
+    shown: Vec<u64>,
     optimized: Vec<bool>,
     templates: BTreeMap<u8, Frame>,
     replaced: Vec<Replaced>,
@@ -86,6 +88,7 @@ impl MmapHost {
             pool: FramePool::new(Hpa::default(), frames),
             books: Mutex::new(Books {
                 own: Vec::new(),
+                shown: vec![0; size(entries)?],
                 optimized: vec![false; size(blocks)?],
                 templates: BTreeMap::new(),
                 replaced: Vec::new(),

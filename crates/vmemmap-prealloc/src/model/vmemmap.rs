@@ -118,6 +118,12 @@ impl VmemmapBackend for HostModel {
         Ok(())
     }
 
+    fn maps(&self, at: VmemmapPage, tail: Tail) -> bool {
+        let state = self.lock();
+        let block = state.blocks.get(&at.block.base().raw());
+        block.is_some_and(|block| block.entries.get(at.index) == state.tail_entry(block, tail))
+    }
+
     fn prepare(&self, at: VmemmapPage, page: Frame) -> Fresh {
         let mut state = self.lock();
         let copy = state.read_page(at.block.base().raw(), at.index).copied();

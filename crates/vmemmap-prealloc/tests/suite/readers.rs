@@ -97,6 +97,10 @@ impl VmemmapBackend for Watched {
         self.host.add_table(block, table)
     }
 
+    fn maps(&self, at: VmemmapPage, tail: Tail) -> bool {
+        self.host.maps(at, tail)
+    }
+
     fn prepare(&self, at: VmemmapPage, page: Frame) -> Fresh {
         self.host.prepare(at, page)
     }

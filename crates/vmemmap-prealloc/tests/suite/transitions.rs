@@ -6,8 +6,8 @@ use folio_split::{
 };
 use sept_core::{FrameKind, FrameNeeds, FrameStore};
 use vmemmap_prealloc::{
-    ApplyError, AtomError, Geometry, Tail, VmemmapBackend, VmemmapNeeds, VmemmapPage, install_tables,
-    install_templates,
+    ApplyError, AtomError, Geometry, Tail, TailScheme, VmemmapBackend, VmemmapNeeds, VmemmapPage,
+    install_tables, install_templates,
     model::{HostModel, StructPage},
     optimize, restore,
 };
@@ -129,6 +129,36 @@ fn a_block_gets_its_whole_vmemmap_back() {
         assert_eq!(optimize(model, model, &layout, 1, pool).unwrap().released, need);
         assert_eq!(VmemmapNeeds::to_optimize(model, &layout), VmemmapNeeds::default());
         host.carry_out(&t.reversed());
+    }
+}
+
+/// Plans of both ways say what they do, flushes and the grace period before included; nothing where all pages are single.
+#[test]
+fn plans_of_the_whole_vmemmap() {
+    for (tails, small, flushes) in
+        SCHEMES.into_iter().flat_map(|tails| [(tails, 0..0, 1), (tails, 0..1 << 10, 0)])
+    {
+        let name = block(10);
+        let host = Host::new(geometry(tails, 1), OrderSet::ALL, &[name]);
+        let Host { model, pool } = &host;
+        let t = Transition::new(name, OrderSet::ALL, Empty, small);
+        host.carry_out(&t);
+        let layout = t.to_layout();
+        for _ in 0..2 {
+            let before = model.counters();
+            let needs = VmemmapNeeds::to_restore(model, &layout);
+            let mut store = Store::default();
+            store.fill(&needs.frames(), name.base().hpa(), pool).unwrap();
+            let done = restore(model, model, &layout, 1, &mut store).unwrap();
+            assert_eq!((done.vmemmap.fresh, u64::from(done.flushes)), (needs.fresh, needs.flushes));
+            let needs = VmemmapNeeds::to_optimize(model, &layout);
+            let done = optimize(model, model, &layout, 1, pool).unwrap();
+            assert_eq!((done.released, u64::from(done.flushes)), (needs.released, needs.flushes));
+            assert_eq!(needs.grace_period, tails == TailScheme::SharedWithHead && needs.released > 0);
+            assert_eq!((needs.flushes, model.counters().flushes - before.flushes), (flushes, 2 * flushes));
+            assert_eq!(model.counters().in_use(), before.in_use());
+            host.check(&layout);
+        }
     }
 }
 
