@@ -10,6 +10,7 @@
 
 mod commits;
 mod common;
+mod exhaustive;
 mod formulas;
 mod numa;
 mod readers;

@@ -12,9 +12,9 @@ use vmemmap_prealloc::{
 };
 
 /// The model host, with a look at every page of one block after every call that changes something.
-struct Watched {
-    host: HostModel,
-    block: PfnBlock,
+pub(crate) struct Watched {
+    pub(crate) host: HostModel,
+    pub(crate) block: PfnBlock,
 }
 
 impl Watched {

@@ -15,11 +15,13 @@ use vmemmap_prealloc::{
 #[test]
 fn from_any_layout_to_any_layout() {
     let some = OrderSet::from_bits(0b10_0100_1010_0001_0001).unwrap();
-    for seed in 1..50 {
+    for seed in 1..80 {
         let mut rng = Rng(seed);
         let order = [18, 12, 9, 7, 6, 5][rng.next(6) as usize];
         let orders = [OrderSet::ALL, OrderSet::HUGETLB, some, OrderSet::PAGES][rng.next(4) as usize];
-        let geometry = geometry(SCHEMES[rng.next(3) as usize], 1 + rng.next(3));
+        // 128, 64 or 32 bytes, and 64 with pages of 16 KiB.
+        let (size, page) = [(128, 4096), (64, 4096), (32, 4096), (64, 16384)][rng.next(4) as usize];
+        let geometry = Geometry::new(size, page, 1 + rng.next(3), SCHEMES[rng.next(3) as usize]).unwrap();
         let pages = 1 << order;
         let host = Host::new(geometry, orders, &[block(order)]);
         let mut now = Vec::new();
