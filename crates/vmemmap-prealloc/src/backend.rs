@@ -159,6 +159,11 @@ impl VmemmapBackend for NoVmemmap {
         true
     }
 
+    /// All: the vmemmap is mapped by entries as large as they can be.
+    fn tables_missing(&self, block: PfnBlock) -> u32 {
+        u32::try_from(self.geometry().tables(block.order()).max(1)).unwrap_or(u32::MAX)
+    }
+
     fn maps(&self, _at: VmemmapPage, _tail: Tail) -> bool {
         false
     }

@@ -25,7 +25,7 @@
 //! second round does not come, the block has more pages of its own than its layout needs; they are replaced when the folio
 //! is split again, in whatever way, and that too waits for the grace period.
 
-use crate::{Applied, ApplyError, Atom, AtomError, Reserved, Round, VmemmapBackend};
+use crate::{Applied, ApplyError, Atom, AtomError, OtherNode, Reserved, Round, VmemmapBackend};
 use core::fmt;
 use folio_split::{CommitError, FolioBackend, PageSet};
 use sept_core::{Class, Classify, FrameKind, FrameSource};
@@ -97,7 +97,8 @@ where
     B: PageSet,
 {
     /// Checks that `atoms` can be carried out from `reserved`, and freezes all their folios, or none. Atoms that are done
-    /// already are passed over. No two atoms may concern the same pages.
+    /// already are passed over. No two atoms may concern the same pages. All blocks whose vmemmap changes are of one NUMA node,
+    /// as the reservation is.
     ///
     /// # Errors
     ///
@@ -112,9 +113,15 @@ where
     ) -> Result<Self, Refused> {
         let (have_pages, have_nodes) =
             (u64::from(reserved.pages.count(FrameKind::Vmemmap)), folios.nodes_left(reserved.nodes));
-        let (mut pages, mut nodes) = (0_u64, 0_u64);
+        let (mut pages, mut nodes, mut node) = (0_u64, 0_u64, None);
         for (position, atom) in atoms.iter().enumerate() {
             let refused = |error| Refused { position, error };
+            if let Some(other) = atom.node(vmemmap)
+                && *node.get_or_insert(other) != other
+            {
+                let node = node.unwrap_or(other);
+                return Err(refused(OtherNode { node, other }.into()));
+            }
             let needs = atom.needs(folios, vmemmap).map_err(refused)?;
             (pages, nodes) = (pages.saturating_add(needs.0), nodes.saturating_add(needs.1));
             let whole = atom.change().whole();

@@ -152,12 +152,19 @@ impl VmemmapNeeds {
         Self { node: backend.node_of(block), fresh, flushes: fresh.min(1), ..Self::default() }
     }
 
-    /// The needs of two transitions of different blocks of one node. Tables and templates that both lack count twice.
+    /// The needs of two transitions of different blocks of one node. Tables and templates that both lack count twice. What
+    /// needs and gives nothing is of no node: [`VmemmapNeeds::default`] is where a sum begins.
     ///
     /// # Errors
     ///
     /// [`OtherNode`] if the blocks are of different nodes: each node has a plan and a reservation of its own.
     pub fn plus(self, other: Self) -> Result<Self, OtherNode> {
+        if self == (Self { node: self.node, ..Self::default() }) {
+            return Ok(other);
+        }
+        if other == (Self { node: other.node, ..Self::default() }) {
+            return Ok(self);
+        }
         if other.node != self.node {
             return Err(OtherNode { node: self.node, other: other.node });
         }

@@ -5,7 +5,7 @@ use core::ops::Range;
 use folio_split::{
     Change, CommitError, Empty, FolioBackend, Order, OrderSet, PageSet, Pfn, PfnBlock, Transition,
 };
-use sept_core::FrameNeeds;
+use sept_core::{Class, Classify, FrameNeeds};
 use vmemmap_prealloc::{
     Atom, AtomDone, AtomError, Commit, Geometry, NumaNode, Round, TailScheme, VmemmapNeeds,
     model::{Counters, Frozen},
@@ -314,4 +314,37 @@ fn atoms_are_carried_out_once() {
     let t = Transition::new(block(9), OrderSet::ALL, Empty, 3..4);
     assert_eq!(host.carry_out_together(&t).flushes, 0);
     assert_eq!(host.model.nodes_left(&Default::default()), 0);
+}
+
+/// What a dropped commit has frozen stays frozen, and its atoms are refused: nobody can tell what they were about to undo.
+#[test]
+fn a_dropped_commit_is_not_gone_on_with() {
+    for remap in [false, true] {
+        let host = Host::new(Geometry::LINUX_X86_64, OrderSet::ALL, &[block(10), block(11)]);
+        let Host { model, pool } = &host;
+        let t = Transition::new(block(10), OrderSet::ALL, Empty, 3..4);
+        let other = Transition::new(block(11), OrderSet::ALL, Empty, 9..10);
+        let mut held = host.reserve(&t).2;
+        let mut atoms = [Atom::split(t.by_ref(), block(10))];
+        let commit = Commit::freeze(model, model, &mut atoms, held.lend(), 1).unwrap();
+        if remap {
+            drop(commit.remap().unwrap());
+        } else {
+            drop(commit);
+        }
+        assert!(!model.pin(block(10).base()));
+        let before = (state(&host), held.pages_left());
+        let refused = Commit::freeze(model, model, &mut atoms, held.lend(), 1).unwrap_err();
+        assert_eq!(refused.error, AtomError::Dropped { whole: block(10) });
+        assert_eq!(refused.class(), Class::Fatal);
+        assert_eq!((state(&host), held.pages_left()), before);
+        assert!(!model.pin(block(10).base()));
+        model.check_readers(block(10)).unwrap();
+        // Other blocks go on.
+        let (_, _, mut held_there) = host.reserve(&other);
+        host.commit(&mut [Atom::split(other.by_ref(), block(11))], &mut held_there, &mut AtomDone::default());
+        let _ = held_there.release(model, pool);
+        host.check(&other.to_layout());
+        let _ = held.release(model, pool);
+    }
 }

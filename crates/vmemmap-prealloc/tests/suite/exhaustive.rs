@@ -15,7 +15,7 @@ use vmemmap_prealloc::{
 };
 
 /// Without optimization one pair in so many; with it more.
-const STRIDE: usize = if cfg!(debug_assertions) { 50_021 } else { 1009 };
+const STRIDE: usize = if cfg!(debug_assertions) { 50_021 } else { 5003 };
 
 const PAGES: u64 = 16;
 
@@ -208,7 +208,7 @@ fn every_way_that_a_pair_of_layouts_can_go() {
                 let mut now = &sets[0];
                 let pairs = sets.len() * sets.len();
                 // Sets with few layouts have all their pairs tried.
-                let stride = STRIDE.min(1 + pairs / if cfg!(debug_assertions) { 9 } else { 400 });
+                let stride = STRIDE.min(1 + pairs / if cfg!(debug_assertions) { 9 } else { 80 });
                 for pair in ((number * 7 + turn * 5 + kind)..pairs).step_by(stride) {
                     let (a, b) = (&sets[pair / sets.len()], &sets[pair % sets.len()]);
                     let t = Transition::new(host.at.block, orders, now.as_slice(), a.as_slice());
