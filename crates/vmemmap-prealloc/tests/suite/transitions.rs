@@ -6,7 +6,7 @@ use folio_split::{
 };
 use sept_core::{FrameKind, FrameNeeds, FrameStore};
 use vmemmap_prealloc::{
-    ApplyError, AtomError, Geometry, Tail, TailScheme, VmemmapBackend, VmemmapNeeds, VmemmapPage,
+    ApplyError, AtomError, BlockState, Geometry, Tail, TailScheme, VmemmapBackend, VmemmapNeeds, VmemmapPage,
     install_tables, install_templates,
     model::{HostModel, StructPage},
     optimize, restore,
@@ -38,6 +38,37 @@ fn from_any_layout_to_any_layout() {
             now = next;
         }
     }
+}
+
+/// The last block that a physical address can name, and plans of all memory as one block.
+#[test]
+fn the_end_of_all_memory() {
+    for tails in SCHEMES {
+        for order in [7, 10, 18] {
+            let order = Order::new(order).unwrap();
+            let name = PfnBlock::new(Pfn::new((1 << 40) - order.pages()).unwrap(), order).unwrap();
+            let host = Host::new(geometry(tails, 1), OrderSet::ALL, &[name]);
+            let last = order.pages() - 1;
+            let runs = [0..1, last..last + 1];
+            let t = Transition::new(name, OrderSet::ALL, Empty, runs.as_slice());
+            host.carry_out(&t);
+            host.carry_out_together(&t.reversed());
+        }
+    }
+    // One page apart: half a block of each order from 7 on has its own head, as in any other block.
+    let all = PfnBlock::new(Pfn::new(0).unwrap(), Order::MAX).unwrap();
+    let last = Order::MAX.pages() - 1;
+    let t = Transition::new(all, OrderSet::ALL, Empty, last..last + 1);
+    let needs = VmemmapNeeds::of(&t, &Geometry::LINUX_X86_64, BlockState::Optimized);
+    assert_eq!((needs.fresh, needs.flushes), (40 - 6, 1));
+    assert_eq!(needs.rewrites, (1 << 34) - 1 - (40 - 6));
+    // More pages than a source can be asked for at once are more than it has.
+    let halves = OrderSet::new([Order::PAGE, Order::MAX]).unwrap();
+    let split = Transition::new(all, halves, Empty, 7..8);
+    let needs = VmemmapNeeds::of(&split, &Geometry::LINUX_X86_64, BlockState::Optimized);
+    assert_eq!(needs.fresh, (1 << 34) - 1);
+    assert_eq!(needs.frames()[FrameKind::Vmemmap], u32::MAX);
+    assert_eq!(needs.plus(needs).map(|both| both.net()), Ok((1 << 35) - 2));
 }
 
 #[test]
