@@ -95,8 +95,8 @@ pub trait VmemmapBackend {
 
     /// Whether the entry at `at` maps `tail`, read-only.
     ///
-    /// Asked in splits where tails are shared with the head, about those of the first piece: they map the same before and
-    /// after, unless a merge was left half done.
+    /// Asked where tails are shared with the head, about those of the first piece of a split or a merge: they map the same
+    /// before and after, unless an earlier merge was left half done.
     fn maps(&self, at: VmemmapPage, tail: Tail) -> bool;
 
     /// Copies what the entry at `at` shows now into `page`.

@@ -23,7 +23,7 @@
 //! as tails in their own pages, which stay; the caller waits for a grace period, with nothing frozen; the second
 //! commit of the same atoms, with the same reservation, maps the tails. [`Thawed::waits`] and [`Atom::round`] tell. If the
 //! second round does not come, the block has more pages of its own than its layout needs; they are replaced when the folio
-//! is split again, in whatever way, and that too waits for the grace period.
+//! is split or merged again, in whatever way, and that too waits for the grace period.
 
 use crate::{Applied, ApplyError, Atom, AtomError, OtherNode, Reserved, Round, VmemmapBackend};
 use core::fmt;

@@ -14,7 +14,7 @@ use vmemmap_prealloc::{
 type Runs = Vec<Range<u64>>;
 
 /// Numbers that must be the same before and after something that was undone.
-fn state(host: &Host) -> (Counters, FrameNeeds) {
+pub(crate) fn state(host: &Host) -> (Counters, FrameNeeds) {
     (host.model.counters().in_use(), host.pool.outstanding())
 }
 
@@ -226,44 +226,6 @@ fn a_merge_in_two_rounds() {
     assert!(model.unpin(page));
     second(&host, &mut held, &mut atoms);
     let _ = held.release(model, pool);
-}
-
-/// The second round never comes: the next split finds pages of its own where it brings some, and where its first piece
-/// has tails. It gives them all up, also if it is cancelled.
-#[test]
-fn a_merge_left_half_done() {
-    let name = block(12);
-    for (at, reserved) in [(700, 1), (3000, 1), (100, 1), (700, 2), (3000, 2)] {
-        for cancelled in [false, true] {
-            let host = Host::new(geometry(TailScheme::SharedWithHead, reserved), OrderSet::ALL, &[name]);
-            let Host { model, pool } = &host;
-            let start = state(&host);
-            host.carry_out(&Transition::new(name, OrderSet::ALL, Empty, 700..703));
-            let merge = Transition::new(name, OrderSet::ALL, 700..703, Empty);
-            let mut held = host.reserve(&merge).2;
-            let mut atoms = [Atom::merge(merge.by_ref(), name)];
-            let thawed = Commit::freeze(model, model, &mut atoms, held.lend(), 1).unwrap().remap().unwrap();
-            assert_eq!(thawed.finish().keep(pool).released, 0);
-            let _ = held.release(model, pool);
-            let left = model.counters().vmemmap_pages - start.0.vmemmap_pages;
-            let again = Transition::new(name, OrderSet::ALL, Empty, at..at + 3);
-            let (_, needs, mut held) = host.reserve(&again);
-            let mut atoms = [Atom::split(again.by_ref(), name)];
-            let remapped = Commit::freeze(model, model, &mut atoms, held.lend(), 1).unwrap().remap().unwrap();
-            let thawed = if cancelled { remapped.cancel() } else { remapped.finish() };
-            let released = thawed.release(pool).released;
-            let _ = held.release(model, pool);
-            if cancelled {
-                assert_eq!(released, needs.fresh + left);
-                host.check(&again.from_layout());
-            } else {
-                assert_eq!(released, left);
-                host.check(&again.to_layout());
-                host.carry_out(&again.reversed());
-            }
-            assert_eq!(state(&host), start, "{at} {reserved} {cancelled}");
-        }
-    }
 }
 
 /// Two blocks between their rounds, and a reader that holds the second of them.
