@@ -92,6 +92,7 @@ mod leaves {
             mr::finalize::<I>, _;
             phymem::cache_wb::<I>, _;
             phymem::page_rdmd::<I>, _;
+            phymem::page_rdmd_at::<I>, _, _;
             phymem::page_reclaim::<I>, _;
             phymem::page_wbinvd::<I>, _, _, _;
             phymem::pamt_add::<I>, _, _;

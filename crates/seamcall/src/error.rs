@@ -65,7 +65,8 @@ impl SeamcallError {
     /// Whether another host call or a guest ACCEPT held the lock of the entry itself.
     ///
     /// Such a refusal leaves the module's host-priority flag on the entry: the guest cannot accept it until some
-    /// host call on it (SEPT.RD will do) succeeds.
+    /// host call on it (SEPT.RD will do) succeeds. It is the entry at `at`, but after MEM.RD and MEM.WR at the level
+    /// that [`SeamcallError::entry`] tells.
     #[must_use]
     pub const fn is_entry_busy(&self) -> bool {
         // UNBLOCKW does not describe the entry; `RCX` is its only lock.

@@ -35,6 +35,18 @@ macro_rules! extable {
 /// The vector registers count as lost: leaves of migration that encrypt clear them. As [`VpEnter`], it restores its
 /// caller's `RBX` and `RBP`, and counts every register that a call may change as lost.
 ///
+/// ```
+/// use seamcall::{Instruction, PlatformField, SeamcallError, adapter::{EntropyRetry, Gate}, sys};
+///
+/// /// The module, asked again while it finds no entropy, and never for what it does not have.
+/// fn module() -> Result<Gate<EntropyRetry<Instruction>>, SeamcallError> {
+///     // SAFETY: every CPU is in VMX root operation with TDX enabled, and can wait for an interrupt.
+///     let module = EntropyRetry::new(unsafe { Instruction::new() });
+///     let features = sys::read(&module, PlatformField::TDX_FEATURES0)?;
+///     Ok(Gate::new(module, features))
+/// }
+/// ```
+///
 /// Source: TDX module ABI, "SEAMCALL instruction"; Intel SDM, SEAMCALL; `tdx_vmm_dispatcher.c` of modules 1.5.01 and
 /// 1.5.34.
 #[derive(Clone, Copy, Debug)]

@@ -20,6 +20,19 @@
 //! Every function takes a [`Transport`]: the instruction, a model of the module, or an adapter around either.
 //! [`vp::enter`] takes a [`VpEnter`], a transport that can exchange all registers with a guest.
 //!
+//! # Before any leaf
+//!
+//! The module looks at three things before it comes to the leaf; the documentation of a wrapper begins after them, and
+//! no register but `RAX` changes:
+//!
+//! | Check | Status |
+//! |---|---|
+//! | it knows the leaf in this version | `OPERAND_INVALID\|RAX` (a number it does not know: after the other two) |
+//! | it was not shut down; SYS.LP.SHUTDOWN is always taken | `SYS_SHUTDOWN` |
+//! | it is ready; else only SYS.INIT, LP.INIT, CONFIG, KEY.CONFIG, UPDATE, INFO, RD, RDALL, LP.SHUTDOWN are taken | `SYS_NOT_READY` |
+//!
+//! Source: `src/vmm_dispatcher/tdx_vmm_dispatcher.c` of module 1.5.01.
+//!
 //! # A TD behind a page table
 //!
 //! [`Td`] is one TD as sept-core's hook trait ([`External`](sept_core::External)): hand it to a

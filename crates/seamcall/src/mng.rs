@@ -184,7 +184,8 @@ pub fn key_freeid<T: Transport + ?Sized>(t: &T, td: Tdr) -> Result<(), SeamcallE
 
 /// TDH.MNG.RD (11), version 0: reads a metadata field of the TD.
 ///
-/// Operands: `RCX` TDR (locked shared), `RDX` field id. Output: `R8`. Lifecycle KEYS_CONFIGURED, control pages there.
+/// Operands: `RCX` TDR (locked shared), `RDX` field id. Output: `R8`. Lifecycle KEYS_CONFIGURED, control pages there. Op
+/// states: all from INITIALIZED.
 ///
 /// # Errors
 ///
@@ -246,7 +247,8 @@ pub fn read<T: Transport + ?Sized, V: FieldValue>(
 
 /// TDH.MNG.WR (13): writes the bits of a metadata field that `mask` selects; returns what was there.
 ///
-/// Operands: `RCX` TDR (locked shared), `RDX` field id, `R8` value, `R9` mask. Output: `R8`. State as [`rd`].
+/// Operands: `RCX` TDR (locked shared), `RDX` field id, `R8` value, `R9` mask. Output: `R8`. State as [`rd`], but not
+/// PAUSED_EXPORT and POST_EXPORT.
 ///
 /// # Errors
 ///

@@ -39,9 +39,9 @@ pub struct PageInfo {
     pub level: Option<Level>,
     /// Epoch of the last block, of data and table pages (RDMD).
     pub block_epoch: u64,
-    /// RDMD with Dynamic PAMT: there is metadata of smaller pages below this entry.
+    /// [`page_rdmd_at`]: there is metadata of smaller pages below this entry.
     pub has_children: bool,
-    /// RDMD with Dynamic PAMT: the page pair that describes the 2 MiB region.
+    /// [`page_rdmd_at`]: the page pair that describes the 2 MiB region.
     pub pair: Option<[Hpa; 2]>,
     /// RECLAIM with Dynamic PAMT: nothing in the 2 MiB region is in use at 4 KiB any more.
     pub pair_idle: bool,
@@ -85,18 +85,44 @@ pub fn page_reclaim<T: Transport + ?Sized>(t: &T, page: Hpa) -> Result<PageInfo,
     Ok(PageInfo { pair_idle, block_epoch: 0, pair: None, ..PageInfo::from_output(&out) })
 }
 
-/// TDH.PHYMEM.PAGE.RDMD (24): reads the metadata of a page.
+/// TDH.PHYMEM.PAGE.RDMD (24): reads the metadata of a page, at the size it is used at.
 ///
-/// Operand: `RCX` page. Outputs: `RCX` type, `RDX` owner, `R8` size, `R9` block epoch, `R10` and `R11` page pair.
+/// Operand: `RCX` page. Outputs: `RCX` type, `RDX` owner, `R8` size, `R9` block epoch.
 ///
 /// # Errors
 ///
-/// In check order: `OPERAND_INVALID|RCX`, `OPERAND_ADDR_RANGE_ERROR|RCX`, `OPERAND_BUSY|RCX`. Any type will do.
+/// `NOT_ISSUED|RCX` unless `page` is 4 KiB aligned. In check order: `OPERAND_INVALID|RCX`,
+/// `OPERAND_ADDR_RANGE_ERROR|RCX`, `OPERAND_BUSY|RCX`. Any type will do.
 ///
-/// Source: TDX module ABI, TDH.PHYMEM.PAGE.RDMD.
+/// Source: TDX module ABI, TDH.PHYMEM.PAGE.RDMD; `tdh_phymem_page_rdmd.c` of module 1.5.01.
 #[inline]
 pub fn page_rdmd<T: Transport + ?Sized>(t: &T, page: Hpa) -> Result<PageInfo, SeamcallError> {
-    invoke(t, Leaf::PHYMEM_PAGE_RDMD, on_page(page.raw())).map(|out| PageInfo::from_output(&out))
+    page_rdmd_at(t, page, Level::L4K)
+}
+
+/// TDH.PHYMEM.PAGE.RDMD (24) with Dynamic PAMT: as [`page_rdmd`], but stops at the entry of `at_least`. So a region shows
+/// its page pair at 2 MiB, where [`page_rdmd`] reads what the pair says about one page.
+///
+/// Operand: `RCX` page, and `at_least` in bits 2:0 (2M or 1G). Outputs: as [`page_rdmd`], and `RCX` bit 63 whether there
+/// are smaller pages below, `R10` and `R11` the page pair.
+///
+/// # Errors
+///
+/// As [`page_rdmd`]; without Dynamic PAMT `OPERAND_INVALID|RCX` for any level but 4K. Any type will do.
+///
+/// Source: TDX module ABI, TDH.PHYMEM.PAGE.RDMD; module 2.0.08.
+#[inline]
+pub fn page_rdmd_at<T: Transport + ?Sized>(
+    t: &T,
+    page: Hpa,
+    at_least: Level,
+) -> Result<PageInfo, SeamcallError> {
+    let leaf = Leaf::PHYMEM_PAGE_RDMD;
+    // The module would take the lowest bits of an address for a level.
+    if !page.is_aligned(Level::L4K) {
+        return Err(SeamcallError::refused(leaf, None, Operand::RCX));
+    }
+    invoke(t, leaf, on_page(page.raw() | u64::from(at_least.raw()))).map(|out| PageInfo::from_output(&out))
 }
 
 /// TDH.PHYMEM.PAGE.WBINVD (41): writes back and invalidates the cache lines of one 4 KiB page under `key`.

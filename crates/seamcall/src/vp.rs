@@ -134,8 +134,8 @@ pub fn flush<T: Transport + ?Sized>(t: &T, vcpu: Tdvpr) -> Result<(), SeamcallEr
 
 /// TDH.VP.RD (26), version 0: reads a metadata field of the vCPU.
 ///
-/// Operands: `RCX` TDVPR (locked shared), `RDX` field id. Output: `R8`. State: all control pages there; the vCPU
-/// becomes associated with the calling CPU.
+/// Operands: `RCX` TDVPR (locked shared), `RDX` field id. Output: `R8`. Op states: all from INITIALIZED. State: all
+/// control pages there, the vCPU initialised; it becomes associated with the calling CPU.
 ///
 /// # Errors
 ///
@@ -171,7 +171,8 @@ pub fn rd_next<T: Transport + ?Sized>(
 
 /// TDH.VP.WR (43): writes the bits of a metadata field that `mask` selects; returns what was there.
 ///
-/// Operands: `RCX` TDVPR (locked shared), `RDX` field id, `R8` value, `R9` mask. Output: `R8`. State as [`rd`].
+/// Operands: `RCX` TDVPR (locked shared), `RDX` field id, `R8` value, `R9` mask. Output: `R8`. State as [`rd`], but not
+/// PAUSED_EXPORT and POST_EXPORT, nor a vCPU that is lost.
 ///
 /// # Errors
 ///

@@ -21,7 +21,7 @@ use core::{
 };
 use sept_core::{
     Direct, Fill, Frame, FrameKind, FrameList, FrameStore, Gpa, GpaEntry, Hpa, Level, LinearMap,
-    SecurePageTable, Shootdown, TableError, X86, X86Config,
+    SecurePageTable, Shootdown, TableError, TableMemory, X86, X86Config,
 };
 use std::{fs, thread, time::Instant};
 
@@ -116,12 +116,18 @@ fn round(memory: &LinearMap, threads: u64, apart: bool, page: Pages) -> Option<D
     let tables = [frames.next(), frames.next()]
         .map(|root| Table::new(X86Config::NESTED_4, memory, Direct::new(Nobody), root.unwrap()));
     let table = |thread: u64| &tables[usize::from(apart && thread == 1)];
-    let mut stores = [FrameList::new(memory), FrameList::new(memory)];
+    let mut parts = [Vec::new(), Vec::new()];
     for (number, frame) in frames.enumerate() {
-        stores[number % 2].put(FrameKind::MirrorTable, frame).unwrap();
+        parts[number % 2].push(frame);
     }
     let ready = AtomicUsize::new(0);
-    let work = |(thread, store): (u64, &mut FrameList<'_, LinearMap>)| {
+    let work = |(thread, frames): (u64, Vec<Frame>)| {
+        let mut store = FrameList::new(memory);
+        for frame in frames {
+            // As an allocator that clears: the frame is in this CPU's caches, not in those of whoever had it before.
+            memory.write_detached(&frame, |_| 0);
+            store.put(FrameKind::MirrorTable, frame).unwrap();
+        }
         let (table, before) = (table(thread), waited());
         ready.fetch_add(1, Ordering::AcqRel);
         while (ready.load(Ordering::Acquire) as u64) < threads {
@@ -129,14 +135,14 @@ fn round(memory: &LinearMap, threads: u64, apart: bool, page: Pages) -> Option<D
         }
         let start = Instant::now();
         for number in 0..PAGES {
-            fault(table, page(thread, number), store);
+            fault(table, page(thread, number), &mut store);
         }
         let end = Instant::now();
         (start, end, before == waited())
     };
     let times: Vec<_> = thread::scope(|scope| {
         let handles: Vec<_> = (0..threads)
-            .zip(&mut stores)
+            .zip(parts)
             .map(|part| {
                 let work = &work;
                 scope.spawn(move || work(part))

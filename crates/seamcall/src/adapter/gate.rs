@@ -12,7 +12,7 @@ use crate::{
 ///
 /// | Operand | Feature |
 /// |---|---|
-/// | PAMT.ADD, PAMT.REMOVE; DEMOTE `R12`, `R13`; SYS.CONFIG `R8` bit 16 | [`Features0::DYNAMIC_PAMT`] |
+/// | PAMT.ADD, PAMT.REMOVE; DEMOTE `R12`, `R13`; RDMD `RCX` bits 2:0 (level); SYS.CONFIG `R8` bit 16 | [`Features0::DYNAMIC_PAMT`] |
 /// | SEPT.ADD version 1 and DEMOTE `R9` to `R11`; `RDX` bit 0 of DEMOTE (sparse) and SEPT.RD (L2 attributes); VP.ENTER with [`EnterFlags::RESUME_L1`] | [`Features0::TD_PARTITIONING`] |
 ///
 /// ```
@@ -49,6 +49,7 @@ impl<T: Transport> Gate<T> {
             _ if leaf.number() == Leaf::SYS_CONFIG.number() && !dynamic_pamt && regs.r8 & (1 << 16) != 0 => {
                 Some(Operand::R8)
             }
+            Leaf::PHYMEM_PAGE_RDMD if !dynamic_pamt && regs.rcx & 0b111 != 0 => Some(Operand::RCX),
             Leaf::MEM_PAGE_DEMOTE if !dynamic_pamt && regs.r12 != 0 => Some(Operand::R12),
             Leaf::MEM_PAGE_DEMOTE if !dynamic_pamt && regs.r13 != 0 => Some(Operand::R13),
             Leaf::MEM_PAGE_DEMOTE if !partitioning => l2_page(regs).or(l2_flag(regs)),

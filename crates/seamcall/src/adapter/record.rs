@@ -16,6 +16,20 @@ use std::{
 ///
 /// `in` has the registers that are not 0, `out` has `rax` and each other register that the call changed. A selector
 /// that is no known leaf is `"leaf":"RAW"` with its `rax` in `in`. `i` counts calls in the order they returned.
+///
+/// ```
+/// use seamcall::{Regs, Tdr, Transport, Call, adapter::Recorder, mem};
+/// # struct Module;
+/// # impl Transport for Module {
+/// #     fn call(&self, call: Call<'_>) -> Regs { Regs { rax: 0, ..call.regs() } }
+/// # }
+/// # let td = Tdr::new(sept_core::Hpa::new(0x1000).unwrap()).unwrap();
+/// let recorder = Recorder::new(Module, Vec::new(), 0);
+/// mem::track(&recorder, td)?;
+/// let line = br#"{"seq":0,"i":0,"leaf":"TDH.MEM.TRACK","ver":0,"in":{"rcx":"0x1000"},"out":{"rax":"0x0"}}"#;
+/// assert_eq!(recorder.finish()?.trim_ascii_end(), line);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Recorder<T, W> {
     inner: T,

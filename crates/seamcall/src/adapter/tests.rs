@@ -94,6 +94,8 @@ fn operands_of_a_missing_feature_make_no_call() {
     assert_eq!(demote(&none, paired()), Err(0xc000_ff01_0000_000c));
     assert_eq!(demote(&none, layered()), Err(0xc000_ff01_0000_000a));
     assert!(phymem::pamt_remove(&none, hpa(0x20_0000)).is_err());
+    let region = |t: &Gate<&Script>| phymem::page_rdmd_at(t, hpa(0x20_0000), Level::L2M).map(drop);
+    assert_eq!(region(&none).unwrap_err().status.raw(), 0xc000_ff01_0000_0001);
     let sparse = mem::page_demote(&none, td(), at, L2Mode::Sparse, plain()).unwrap_err();
     assert_eq!(sparse.error.status.raw(), 0xc000_ff01_0000_0002);
     assert_eq!(mem::sept_rd_l2(&none, td(), at).unwrap_err().status.raw(), 0xc000_ff01_0000_0002);
@@ -108,7 +110,8 @@ fn operands_of_a_missing_feature_make_no_call() {
     assert_eq!(demote(&all, paired()), Ok(()));
     assert_eq!(demote(&all, layered()), Ok(()));
     phymem::pamt_remove(&all, hpa(0x20_0000)).unwrap();
-    assert_eq!(script.leaves(), [15, 3, 15, 15, 59]);
+    region(&all).unwrap();
+    assert_eq!(script.leaves(), [15, 3, 15, 15, 59, 24]);
 }
 
 /// Enters through `t` with a value in each register, and gives what came out.

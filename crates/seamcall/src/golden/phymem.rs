@@ -37,9 +37,18 @@ fn rdmd() {
         r11: 0x300_1000,
         ..regs
     });
-    let info = sends(script, on(24, 0x8000_0000), |t| phymem::page_rdmd(t, hpa(0x8000_0000))).unwrap();
+    let region = |t: &Script| phymem::page_rdmd_at(t, hpa(0x8000_0000), Level::L2M);
+    let info = sends(script, on(24, 0x8000_0001), region).unwrap();
     assert_eq!((info.page_type, info.owner, info.has_children), (PageType::Pamt, None, true));
     assert_eq!(info.pair.unwrap().map(Hpa::raw), [0x300_0000, 0x300_1000]);
+
+    let script = Script::new().then(|regs| Regs { rax: 0, rcx: 3, rdx: TDR, r8: 0, r9: 7, ..regs });
+    let info = sends(script, on(24, 0x8000_0000), |t| phymem::page_rdmd(t, hpa(0x8000_0000))).unwrap();
+    assert_eq!((info.owner, info.level, info.block_epoch), (Some(tdr()), Some(Level::L4K), 7));
+    // An address that looks like one with a level.
+    let script = Script::new();
+    assert_eq!(refused(phymem::page_rdmd(&script, hpa(0x8000_0001))), 0xc000_ff01_0000_0001);
+    assert!(script.calls().is_empty());
 }
 
 #[test]

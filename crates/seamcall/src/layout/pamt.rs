@@ -85,7 +85,7 @@ types! {
 ///
 /// | Bits | Field |
 /// |---|---|
-/// | 15:0 | lock: 0 exclusive, 1 host priority, 15:2 readers (1.5.01: 15:1 readers) |
+/// | 15:0 | lock: 0 exclusive, 1 host priority, 15:2 readers |
 /// | 20:16 | page type (8 bits in 1.5.01) |
 /// | 63:24 | `HPA[51:12]` of the owner's TDR |
 /// | 127:64 | epoch of the last block |

@@ -82,6 +82,7 @@ fn without_pages(t: &dyn Fn() -> Script) -> Vec<After> {
         plain(vp::rd_next(&t(), vcpu, field)),
         plain(vp::wr(&t(), vcpu, field, 1, 1)),
         plain(phymem::page_rdmd(&t(), at)),
+        plain(phymem::page_rdmd_at(&t(), at, Level::L2M)),
         plain(phymem::page_reclaim(&t(), at)),
         plain(phymem::page_wbinvd(&t(), at, key, KeyIdBits::new(46, 6).unwrap())),
         plain(phymem::cache_wb(&t(), CacheWb::Start)),

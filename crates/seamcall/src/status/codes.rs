@@ -3,7 +3,7 @@
 //! Source: TDX module ABI, "Function Completion Status Codes"; `include/auto_gen/tdx_error_codes_defs.h` of the
 //! module, versions 1.5.01, 1.5.34 and 2.0. The number after each name is the version it was first read in.
 
-use super::Status;
+use super::{ERROR, FATAL, Status};
 
 macro_rules! codes {
     ($($name:ident = $value:literal, $text:literal, $since:literal;)*) => {
@@ -17,14 +17,23 @@ macro_rules! codes {
             pub const ALL: &[Self] = &[$(Self::$name),*];
 
             /// The ABI's name of the code; `None` for one that this crate does not know.
+            ///
+            /// An error that took the TD with it (leaves of migration set the fatal bit of some) has the name of the
+            /// error.
             #[must_use]
             pub const fn name(self) -> Option<&'static str> {
+                const fn named(code: u64) -> Option<&'static str> {
+                    match code {
+                        $($value => Some($text),)*
+                        _ => None,
+                    }
+                }
                 if let Some(name) = self.software_name() {
                     return Some(name);
                 }
-                match self.code().0 {
-                    $($value => Some($text),)*
-                    _ => None,
+                match named(self.code().0) {
+                    None if self.0 & ERROR != 0 => named(self.code().0 & !FATAL),
+                    name => name,
                 }
             }
         }

@@ -223,6 +223,17 @@ fn details_of_each_shape() {
     }
 }
 
+/// TDH.IMPORT.* add the fatal bit to the error that ended the import, and with it the TD.
+#[test]
+fn an_error_that_is_fatal_has_its_name() {
+    let status = Status::from_raw(0xe000_0e01_0000_0000);
+    assert_eq!((status.name(), status.class()), (Some("TDX_INCORRECT_MBMD_MAC"), Some(Class::Fatal)));
+    assert!(!status.is(Status::INCORRECT_MBMD_MAC) && status.raw() == 0xe000_0e01_0000_0000);
+    // No error, no name.
+    assert_eq!(Status::from_raw(0x2000_0000_0000_0000).name(), None);
+    assert_eq!(Status::from_raw(0x2000_0b07_0000_0001).name(), None);
+}
+
 #[test]
 fn unknown_codes_keep_their_bits() {
     let status = Status::from_raw(0xc123_4567_89ab_cdef);

@@ -26,7 +26,7 @@ pub const CMR_OFFSET: u64 = 2048;
 /// shared memory. New code reads single fields with [`rd`].
 ///
 /// Operands: `RCX` address and `RDX` size for the structure, `R8` address and `R9` number of entries for the list.
-/// Outputs: `RDX` bytes written, `R9` entries written. Any module state, on a CPU that is initialised.
+/// Outputs: `RDX` bytes written, `R9` entries written. Any module state but shut down, on a CPU that is initialised.
 ///
 /// # Errors
 ///
@@ -46,7 +46,7 @@ pub fn info<T: Transport + ?Sized>(t: &T, buffer: &mut Frame) -> Result<InfoSize
 /// TDH.SYS.RDALL (37): writes all metadata fields from `first` on into `buffer`, a 4 KiB page of shared memory.
 ///
 /// Operands: `RDX` buffer, `R8` first field id ([`FieldId::NONE`] for all). Output: `R8` the field to go on with,
-/// `None` after the last. Any module state, on a CPU that is initialised.
+/// `None` after the last. Any module state but shut down, on a CPU that is initialised.
 ///
 /// A buffer that is full before the last field is no error here (the module says `METADATA_LIST_OVERFLOW`): read it,
 /// then call again from the field that comes back.
@@ -75,13 +75,13 @@ pub fn rd_all<T: Transport + ?Sized>(
 
 /// TDH.SYS.RD (34): reads a metadata field of the platform, and says which comes next (`None` after the last).
 ///
-/// Operand: `RDX` field id. Outputs: `R8` value, `RDX` next field id. Any module state, on a CPU that is initialised.
+/// Operand: `RDX` field id. Outputs: `R8` value, `RDX` next field id. Any module state but shut down, on a CPU that is
+/// initialised.
 /// [`FieldId::NONE`] asks for the first field (`METADATA_FIRST_FIELD_ID_IN_CONTEXT`, informational): the value is 0.
 ///
 /// # Errors
 ///
-/// In check order: `SYS_SHUTDOWN`, `SYS_LP_INIT_NOT_DONE`, `METADATA_FIELD_ID_INCORRECT`,
-/// `METADATA_FIELD_NOT_READABLE`.
+/// In check order: `SYS_LP_INIT_NOT_DONE`, `METADATA_FIELD_ID_INCORRECT`, `METADATA_FIELD_NOT_READABLE`.
 ///
 /// Source: TDX module ABI, TDH.SYS.RD; `tdh_sys_rd.c` of module 1.5.01.
 #[inline]

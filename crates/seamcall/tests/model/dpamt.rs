@@ -4,9 +4,9 @@ use crate::bench::{BASE, Bench, PARAMS, builder, entry, frame, write_params};
 use core::{cell::RefCell, sync::atomic::AtomicU16};
 use seamcall::dpamt::{PamtRegions, ReadySource, RegionError};
 use seamcall::phymem::{self, CacheWb};
-use seamcall::{Hkid, Status, Tdr, Tdvpr, Transport, mng, ranges, vp};
+use seamcall::{Hkid, PageType, Status, Tdr, Tdvpr, Transport, mng, ranges, vp};
 use sept_core::{Frame, FrameKind, FrameSource, Gpa, GpaRange, Hpa, Level};
-use tdx_model::Leaf;
+use tdx_model::{Leaf, Machine, ModuleVersion};
 
 /// Hands out table pages of the first 2 MiB and metadata pages from elsewhere; keeps what comes back.
 #[derive(Default)]
@@ -41,6 +41,21 @@ fn build<T: Transport>(t: &T, source: &dyn FrameSource, key: u16) -> (Tdr, Tdvpr
     (0..5).for_each(|_| vp::addcx(t, vcpu, page()).unwrap());
     vp::init(t, vcpu, 0).unwrap();
     (tdr, vcpu)
+}
+
+/// The region's entry names the pair; that of a page in it does not.
+#[test]
+fn a_region_shows_its_pair() {
+    let machine = Machine::builder().memory(BASE, 4).version(ModuleVersion::V2_0_08).build();
+    let (t, region) = (machine.lp(0), Hpa::truncate(BASE + 0x20_0000));
+    let first = BASE + 0x3f00_0000;
+    phymem::pamt_add(&t, region, [frame(first, Level::L4K), frame(first + 0x1000, Level::L4K)]).unwrap();
+    let info = phymem::page_rdmd_at(&t, region, Level::L2M).unwrap();
+    assert_eq!((info.page_type, info.level, info.has_children), (PageType::Pamt, Some(Level::L2M), true));
+    assert_eq!(info.pair.unwrap().map(Hpa::raw), [first, first + 0x1000]);
+    let info = phymem::page_rdmd(&t, region).unwrap();
+    assert_eq!((info.page_type, info.level), (PageType::NotAssigned, Some(Level::L4K)));
+    assert_eq!((info.pair, info.has_children), (None, false));
 }
 
 /// The first page brings the region's pair, the last of both TDs takes it away, and then the region can be mapped

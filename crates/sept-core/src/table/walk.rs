@@ -67,6 +67,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
         self.lookup_pinned(gpa)
     }
 
+    #[inline]
     pub(super) fn lookup_pinned(&self, gpa: Gpa) -> Result<Found, TableError<X::Error>> {
         if !F::covers(self.config, gpa) {
             return Err(TableError::OutOfRange { gpa });

@@ -1,5 +1,6 @@
 //! A fence counts for what the MMU could not reach any more when it began.
 
+use crate::rig::Rig;
 use core::{cell::RefCell, sync::atomic::Ordering};
 use sept_core::test_util::{Arena, FramePool, Kick, VecStore};
 use sept_core::{
@@ -108,4 +109,21 @@ fn a_table_is_blocked_out_of_the_reach_of_the_mmu_before_a_fence_counts() {
             fence_while_blocking::<X86>(X86Config::NESTED_4, 1, at, closed);
         }
     }
+}
+
+/// The MMU may have cached the way through a table that was merged: no grace period for the host's walks ends that.
+#[test]
+fn a_merged_table_waits_for_a_fence() {
+    let rig = Rig::<Ept>::new(EptConfig::LEVELS_4);
+    let block = GpaEntry::containing(Gpa::default(), Level::L2M);
+    rig.map(block.range(), 1 << 30, Level::L4K);
+    rig.table.close(block).unwrap();
+    let grace = || rig.table.quiet(&rig.table.grace()).unwrap();
+    let mut owed = rig.table.obligation();
+    rig.table.merge_in_place(block, &grace(), &mut owed).unwrap();
+    let outstanding = rig.pool.outstanding();
+    let refused = rig.table.settle(owed, &grace(), &rig.pool).unwrap_err();
+    assert_eq!((rig.pool.outstanding(), refused.rest.tables()), (outstanding, 1));
+    rig.table.settle(refused.rest, &rig.fence().quiet(), &rig.pool).unwrap();
+    assert_eq!(rig.pool.outstanding().total(), rig.table.audit().unwrap().tables);
 }

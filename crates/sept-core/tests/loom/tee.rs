@@ -267,6 +267,30 @@ fn two_maps_of_one_entry() {
     );
 }
 
+/// A page is hidden as soon as it is there: the calls into the TEE come one after the other.
+///
+/// Fails if `map` publishes the page without ordering its call before.
+#[test]
+fn block_after_map() {
+    race(
+        None,
+        || Machine::new(K4, &[entry(PT, 0), live(PT)]),
+        |machine| map(machine, 0, 7),
+        |machine| machine.table.block(at(0, K4)),
+        |machine, mapped, blocked| {
+            mapped.unwrap();
+            machine.agree();
+            match blocked {
+                Ok(()) => "blocked",
+                Err(TableError::Contended { .. }) => "contended",
+                Err(TableError::State { found: Entry::Free, .. }) => "before",
+                other => panic!("{other:?}"),
+            }
+        },
+        &["blocked", "contended", "before"],
+    );
+}
+
 /// A fault on a piece of a page that is being split.
 ///
 /// Fails if the table is published before the TEE has split, or not frozen meanwhile.

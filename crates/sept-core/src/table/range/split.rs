@@ -120,6 +120,7 @@ impl<F: Format, M: TableMemory, X: External> SecurePageTable<F, M, X> {
     }
 
     /// The first page of any size that is to be split, at or after `next`.
+    #[inline(always)]
     fn next_page(
         &self,
         range: GpaRange,
@@ -227,6 +228,7 @@ impl Iterator for Pieces {
 }
 
 /// The pieces of the page `found` that are split in `round`, itself among them.
+#[inline]
 fn pieces_of(found: &Found, range: GpaRange, scope: Scope, round: Level) -> Pieces {
     let none = Pieces::new(found.at, 0);
     if found.at.level() < round {
