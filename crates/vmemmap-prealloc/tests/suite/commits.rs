@@ -5,9 +5,10 @@ use core::ops::Range;
 use folio_split::{
     Change, CommitError, Empty, FolioBackend, Order, OrderSet, PageSet, Pfn, PfnBlock, Transition,
 };
-use sept_core::{Class, Classify, FrameNeeds};
+use sept_core::{Class, Classify, FrameKind, FrameNeeds, FrameStore};
 use vmemmap_prealloc::{
-    Atom, AtomDone, AtomError, Commit, Geometry, NumaNode, Round, TailScheme, VmemmapNeeds,
+    ApplyError, Atom, AtomDone, AtomError, Commit, Geometry, NumaNode, Reserved, Round, TailScheme,
+    VmemmapBackend, VmemmapNeeds,
     model::{Counters, Frozen},
 };
 
@@ -28,7 +29,7 @@ fn one_flush_for_several_blocks() {
     let blocks: Vec<_> = (0..6)
         .map(|i| PfnBlock::new(Pfn::new((8 + i) << 12).unwrap(), Order::new(12).unwrap()).unwrap())
         .collect();
-    for tails in [TailScheme::PerOrder, TailScheme::OrderFree] {
+    for tails in SCHEMES {
         let host = Host::new(geometry(tails, 1), OrderSet::ALL, &blocks);
         let Host { model, pool } = &host;
         let sets: Vec<Runs> = (0..6).map(|i| vec![i * 500..i * 500 + 3]).collect();
@@ -52,20 +53,47 @@ fn one_flush_for_several_blocks() {
         host.dry(true);
         let mut atoms: Vec<_> = ts.iter().flat_map(atoms).collect();
         assert_eq!(atoms.len(), 6);
-        // Somebody holds a page of the last block: none of the blocks changes.
-        let page = Pfn::new(blocks[5].base().raw() + 2501).unwrap();
-        assert!(model.pin(page));
-        let before = model.counters();
-        let refused = Commit::freeze(model, model, &mut atoms, held.lend(), 3).unwrap_err();
-        assert_eq!(refused.position, 5);
-        assert!(matches!(refused.error, AtomError::Pinned(pinned) if pinned.first == page), "{refused}");
-        assert_eq!(model.counters(), before);
-        assert!(model.unpin(page));
-        ts.iter().for_each(|t| host.check(&t.from_layout()));
+        // Somebody holds a page of one of the blocks: none of them changes.
+        let same = || ts.iter().for_each(|t| host.check(&t.from_layout()));
+        for (position, (block, set)) in blocks.iter().zip(&sets).enumerate() {
+            let page = Pfn::new(block.base().raw() + set[0].start + 1).unwrap();
+            assert!(model.pin(page));
+            let before = model.counters();
+            let refused = Commit::freeze(model, model, &mut atoms, held.lend(), 3).unwrap_err();
+            assert_eq!(refused.position, position);
+            assert!(matches!(refused.error, AtomError::Pinned(_)), "{refused}");
+            assert_eq!(model.counters(), before);
+            assert!(model.unpin(page));
+            same();
+        }
+        // The reservation has fewer pages than it says: those that were mapped come back by block, and the nodes stay.
+        let before = (state(&host), held.nodes_left(model));
+        for have in 0..needs.fresh {
+            let mut store = Store { lies: (needs.fresh - have) as u32, ..Store::default() };
+            for _ in 0..have {
+                let frame = held.lend().pages.get(FrameKind::Vmemmap).unwrap();
+                store.put(FrameKind::Vmemmap, frame).unwrap();
+            }
+            let reserved = Reserved { pages: &mut store, nodes: held.lend().nodes };
+            let commit = Commit::freeze(model, model, &mut atoms, reserved, 1).unwrap();
+            let refused = commit.remap().map(drop).unwrap_err();
+            assert!(matches!(refused.error, AtomError::Vmemmap(ApplyError::BrokenStore { .. })), "{refused}");
+            let flushed = model.flush();
+            for frame in blocks.iter().flat_map(|&block| {
+                core::iter::from_fn(|| model.take_replaced(block, &flushed)).collect::<Vec<_>>()
+            }) {
+                held.lend().pages.put(FrameKind::Vmemmap, frame).unwrap();
+            }
+            assert_eq!((state(&host), held.nodes_left(model)), before);
+            assert_eq!(held.pages_left(), needs.fresh);
+            same();
+        }
         let mut done = AtomDone::default();
         host.commit(&mut atoms, &mut held, &mut done);
         host.dry(false);
-        assert_eq!((done.flushes, done.vmemmap.fresh, done.released), (1, needs.fresh, needs.released));
+        // One for each round.
+        assert_eq!(done.flushes, 1 + u32::from(needs.grace_period));
+        assert_eq!((done.vmemmap.fresh, done.released), (needs.fresh, needs.released));
         assert_eq!(done.vmemmap.rewrites, needs.rewrites);
         let _ = held.release(model, pool);
         ts.iter().for_each(|t| host.check(&t.to_layout()));
