@@ -63,7 +63,7 @@ where
 }
 
 /// Gives a block every page of its vmemmap back, in the layout it has, from `store`: the opposite of [`optimize`].
-/// [`VmemmapNeeds::to_restore`] says what it takes.
+/// [`VmemmapNeeds::to_restore`] says what it takes. What a merge that was left half done has left waits with the backend then.
 ///
 /// # Errors
 ///

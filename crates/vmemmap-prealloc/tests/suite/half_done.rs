@@ -2,10 +2,11 @@
 
 use crate::{
     commits::state,
-    common::{Host, Rng, block, geometry},
+    common::{Host, Rng, Store, block, geometry},
 };
 use folio_split::{Empty, OrderSet, PageSet, Transition};
-use vmemmap_prealloc::{Atom, Commit, Round, TailScheme};
+use sept_core::FrameStore;
+use vmemmap_prealloc::{Atom, Commit, Round, TailScheme, VmemmapNeeds, optimize, restore};
 
 /// The second round never comes: the next split finds pages of its own where it brings some, and where its first piece
 /// has tails. It gives them all up, also if it is cancelled.
@@ -43,6 +44,29 @@ fn a_merge_left_half_done() {
             assert_eq!(state(&host), start, "{at} {reserved} {cancelled}");
         }
     }
+}
+
+/// The whole vmemmap comes back from what was planned, and what the merge has left is given up beside it.
+#[test]
+fn half_done_and_restored() {
+    let name = block(12);
+    let host = Host::new(geometry(TailScheme::SharedWithHead, 1), OrderSet::ALL, &[name]);
+    let Host { model, pool } = &host;
+    let start = state(&host);
+    host.carry_out(&Transition::new(name, OrderSet::ALL, Empty, 700..703));
+    let merge = Transition::new(name, OrderSet::ALL, 700..703, Empty);
+    assert_eq!(commit(&host, &merge, false), 1);
+    let left = model.counters().vmemmap_pages - start.0.vmemmap_pages;
+    let whole = merge.to_layout();
+    let needs = VmemmapNeeds::to_restore(model, &whole);
+    let mut store = Store::default();
+    store.fill(&needs.frames(), name.base().hpa(), pool).unwrap();
+    assert_eq!(restore(model, model, &whole, 1, &mut store).unwrap().vmemmap.fresh, needs.fresh);
+    host.check(&whole);
+    assert_eq!((left, host.collect(name)), (6, 6));
+    assert_eq!(optimize(model, model, &whole, 1, pool).unwrap().released, needs.fresh);
+    host.check(&whole);
+    assert_eq!(state(&host), start);
 }
 
 /// One commit for all, and a second one if it is to be completed.
