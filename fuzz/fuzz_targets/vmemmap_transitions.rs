@@ -56,8 +56,10 @@ fuzz_target!(|input: Input| {
     let pages = 1 << order;
     let orders = OrderSet::from_bits(input.orders & OrderSet::ALL.bits() | 1).unwrap();
     let tails = [TailScheme::PerOrder, TailScheme::OrderFree, TailScheme::SharedWithHead];
+    // 64 bytes, and others.
+    let size = 64 << (input.tails / 3 % 4) >> (input.tails / 12 % 2);
     let geometry =
-        Geometry::new(64, 4096, u64::from(input.reserved % 3) + 1, tails[usize::from(input.tails % 3)])
+        Geometry::new(size, 4096, u64::from(input.reserved % 3) + 1, tails[usize::from(input.tails % 3)])
             .unwrap();
     let block = PfnBlock::new(Pfn::new(3 << order).unwrap(), Order::new(order).unwrap()).unwrap();
     let pool = FramePool::new(Hpa::new(1 << 30).unwrap(), 1 << 12);

@@ -82,6 +82,10 @@ impl VmemmapBackend for Host {
         ask(116) as u32
     }
 
+    fn maps(&self, at: VmemmapPage, _tail: Tail) -> bool {
+        ask(at.index) == 0
+    }
+
     fn prepare(&self, at: VmemmapPage, page: Frame) -> Frame {
         ask(at.index);
         page

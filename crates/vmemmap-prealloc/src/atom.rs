@@ -1,6 +1,6 @@
 //! One change of folios and vmemmap together, and how far it has come.
 
-use crate::{Applied, ApplyError, TailScheme, VmemmapBackend, walk::Walk};
+use crate::{Applied, ApplyError, NumaNode, OtherNode, TailScheme, VmemmapBackend, walk::Walk};
 use folio_split::{Change, CommitError, FolioBackend, PageSet, PfnBlock, Pinned, Transition, nodes_to_split};
 use sept_core::{Class, Classify, Frame};
 
@@ -80,6 +80,12 @@ impl<A: PageSet, B: PageSet, Z> Atom<A, B, Z> {
         Walk::new(vmemmap, self.block(), self.whole())
     }
 
+    /// The NUMA node of the pages that this atom takes or gives; `None` if it does neither.
+    pub(crate) fn node<V: VmemmapBackend + ?Sized>(&self, vmemmap: &V) -> Option<NumaNode> {
+        let some = self.round != Round::Done && self.walk(vmemmap).is_some();
+        some.then(|| vmemmap.node_of(self.block()))
+    }
+
     /// Vmemmap pages and index nodes that this round must find in the reservation, when the transition and the zone have
     /// been looked at. A merge needs none, but those of its first round are there in the second: it can be undone then.
     pub(crate) fn needs<F, V>(&self, folios: &F, vmemmap: &V) -> Result<(u64, u64), AtomError>
@@ -88,6 +94,9 @@ impl<A: PageSet, B: PageSet, Z> Atom<A, B, Z> {
         V: VmemmapBackend + ?Sized,
     {
         let (whole, transition) = (self.whole(), &self.transition);
+        if self.frozen.is_some() {
+            return Err(AtomError::Dropped { whole });
+        }
         let walk = self.walk(vmemmap);
         match (self.round, self.change) {
             (Round::Done, _) => Ok((0, 0)),
@@ -114,7 +123,7 @@ impl<A: PageSet, B: PageSet, Z> Atom<A, B, Z> {
     where
         F: FolioBackend<Frozen = Z> + ?Sized,
     {
-        if self.round != Round::Done && self.frozen.is_none() {
+        if self.round != Round::Done {
             self.frozen = Some(folios.freeze(self.whole(), tries)?);
         }
         Ok(())
@@ -270,6 +279,15 @@ pub enum AtomError {
     /// The vmemmap part was refused.
     #[error(transparent)]
     Vmemmap(#[from] ApplyError),
+    /// The block is of another NUMA node than those of the atoms before: another commit, from a reservation of its own.
+    #[error(transparent)]
+    Node(#[from] OtherNode),
+    /// A commit of this atom was dropped: its folios are frozen for good.
+    #[error("a commit that changed {whole} was dropped")]
+    Dropped {
+        /// The folio to be split or formed.
+        whole: PfnBlock,
+    },
 }
 
 impl Classify for AtomError {
@@ -278,6 +296,8 @@ impl Classify for AtomError {
             Self::Pinned(error) => error.class(),
             Self::Index(error) => error.class(),
             Self::Vmemmap(error) => error.class(),
+            Self::Node(error) => error.class(),
+            Self::Dropped { .. } => Class::Fatal,
         }
     }
 }

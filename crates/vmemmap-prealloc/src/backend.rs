@@ -93,6 +93,12 @@ pub trait VmemmapBackend {
         Err(table)
     }
 
+    /// Whether the entry at `at` maps `tail`, read-only.
+    ///
+    /// Asked where tails are shared with the head, about those of the first piece of a split or a merge: they map the same
+    /// before and after, unless an earlier merge was left half done.
+    fn maps(&self, at: VmemmapPage, tail: Tail) -> bool;
+
     /// Copies what the entry at `at` shows now into `page`.
     fn prepare(&self, at: VmemmapPage, page: Frame) -> Self::Fresh;
 
@@ -151,6 +157,15 @@ impl VmemmapBackend for NoVmemmap {
 
     fn has_template(&self, _near: PfnBlock, _tail: Tail) -> bool {
         true
+    }
+
+    /// All: the vmemmap is mapped by entries as large as they can be.
+    fn tables_missing(&self, block: PfnBlock) -> u32 {
+        u32::try_from(self.geometry().tables(block.order()).max(1)).unwrap_or(u32::MAX)
+    }
+
+    fn maps(&self, _at: VmemmapPage, _tail: Tail) -> bool {
+        false
     }
 
     fn prepare(&self, _at: VmemmapPage, page: Frame) -> Frame {

@@ -22,10 +22,10 @@
 //! them is no wait for a freeze. There, the first commit of a merge makes the folios one, and writes the former heads
 //! as tails in their own pages, which stay; the caller waits for a grace period, with nothing frozen; the second
 //! commit of the same atoms, with the same reservation, maps the tails. [`Thawed::waits`] and [`Atom::round`] tell. If the
-//! second round does not come, the block has more pages of its own than its layout needs; they come back when the folio
-//! is split again.
+//! second round does not come, the block has more pages of its own than its layout needs; they are replaced when the folio
+//! is split or merged again, in whatever way, and that too waits for the grace period.
 
-use crate::{Applied, ApplyError, Atom, AtomError, Reserved, Round, VmemmapBackend};
+use crate::{Applied, ApplyError, Atom, AtomError, OtherNode, Reserved, Round, VmemmapBackend};
 use core::fmt;
 use folio_split::{CommitError, FolioBackend, PageSet};
 use sept_core::{Class, Classify, FrameKind, FrameSource};
@@ -38,11 +38,11 @@ pub struct AtomDone {
     pub vmemmap: Applied,
     /// Pages that were released after the flush.
     pub released: u64,
-    /// Index nodes taken from the reservation.
+    /// Index nodes taken from the reservation. A merge that was undone took what it had freed.
     pub nodes_used: u64,
-    /// Index nodes that were freed: they are in the reservation.
+    /// Index nodes that were freed, into the reservation.
     pub nodes_freed: u64,
-    /// Flushes: 1, or 0 where no entry changed.
+    /// Flushes: 1, or 0 where no entry changed; 2 where a merge was undone.
     pub flushes: u32,
 }
 
@@ -97,7 +97,8 @@ where
     B: PageSet,
 {
     /// Checks that `atoms` can be carried out from `reserved`, and freezes all their folios, or none. Atoms that are done
-    /// already are passed over. No two atoms may concern the same pages.
+    /// already are passed over. No two atoms may concern the same pages. All blocks whose vmemmap changes are of one NUMA node,
+    /// as the reservation is.
     ///
     /// # Errors
     ///
@@ -112,9 +113,15 @@ where
     ) -> Result<Self, Refused> {
         let (have_pages, have_nodes) =
             (u64::from(reserved.pages.count(FrameKind::Vmemmap)), folios.nodes_left(reserved.nodes));
-        let (mut pages, mut nodes) = (0_u64, 0_u64);
+        let (mut pages, mut nodes, mut node) = (0_u64, 0_u64, None);
         for (position, atom) in atoms.iter().enumerate() {
             let refused = |error| Refused { position, error };
+            if let Some(other) = atom.node(vmemmap)
+                && *node.get_or_insert(other) != other
+            {
+                let node = node.unwrap_or(other);
+                return Err(refused(OtherNode { node, other }.into()));
+            }
             let needs = atom.needs(folios, vmemmap).map_err(refused)?;
             (pages, nodes) = (pages.saturating_add(needs.0), nodes.saturating_add(needs.1));
             let whole = atom.change().whole();
@@ -178,17 +185,12 @@ where
     /// Flushes, completes the splits and thaws everything. Cannot fail.
     pub fn finish(mut self) -> Thawed<'a, F, V, A, B> {
         let flushed = self.0.flush();
-        let Parts { folios, vmemmap, atoms, reserved, done } = &mut self.0;
-        let have = folios.nodes_left(reserved.nodes);
-        for atom in atoms.iter_mut() {
-            atom.finish(*folios, *vmemmap, reserved.nodes);
-        }
-        done.nodes_used = have.saturating_sub(folios.nodes_left(reserved.nodes));
+        self.0.finish();
         Thawed { parts: self.0, flushed }
     }
 
-    /// Undoes everything and thaws. Cannot fail, and takes nothing from anybody. A merge in its second round is undone as far as
-    /// its first.
+    /// Undoes everything and thaws. Cannot fail, and takes nothing from anybody. A merge in its second round is undone whole, its
+    /// first round included.
     ///
     /// The same atoms may be committed again.
     pub fn cancel(mut self) -> Thawed<'a, F, V, A, B> {
@@ -228,10 +230,25 @@ where
         Some(self.vmemmap.flush())
     }
 
+    fn finish(&mut self) {
+        let have = self.folios.nodes_left(self.reserved.nodes);
+        for atom in self.atoms.iter_mut() {
+            atom.finish(self.folios, self.vmemmap, self.reserved.nodes);
+        }
+        self.count_nodes(have);
+    }
+
     fn thaw_undone(&mut self) {
+        let have = self.folios.nodes_left(self.reserved.nodes);
         for atom in self.atoms.iter_mut() {
             atom.thaw_undone(self.folios, self.reserved.nodes);
         }
+        self.count_nodes(have);
+    }
+
+    /// Counts the nodes that were used since there were so many.
+    fn count_nodes(&mut self, have: u64) {
+        self.done.nodes_used = have.saturating_sub(self.folios.nodes_left(self.reserved.nodes));
     }
 }
 

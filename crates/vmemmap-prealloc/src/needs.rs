@@ -44,8 +44,10 @@ pub struct VmemmapNeeds {
     pub tables: u32,
     /// Templates that the zone lacks. A commit is refused unless this is 0.
     pub templates: u32,
-    /// Whether a merge takes two rounds, with a grace period between them in which nothing is frozen
-    /// ([`TailScheme::SharedWithHead`]). One serves a whole batch. See [`Commit`](crate::Commit).
+    /// Whether heads become tails in pages that are given up, where readers may be inside RCU sections
+    /// ([`TailScheme::SharedWithHead`]): a merge takes two rounds then, with a grace period between them in which nothing is
+    /// frozen (see [`Commit`](crate::Commit)), and [`optimize`](crate::optimize) needs one between the last change of
+    /// the block's folios and the call. One serves a whole batch.
     pub grace_period: bool,
 }
 
@@ -130,6 +132,7 @@ impl VmemmapNeeds {
             node,
             released,
             flushes: released.min(1),
+            grace_period: geometry.tails() == TailScheme::SharedWithHead && released > 0,
             tables: backend.tables_missing(block),
             templates: templates_missing(backend, block, layout.orders()),
             ..Self::default()
@@ -149,12 +152,19 @@ impl VmemmapNeeds {
         Self { node: backend.node_of(block), fresh, flushes: fresh.min(1), ..Self::default() }
     }
 
-    /// The needs of two transitions of different blocks of one node. Tables and templates that both lack count twice.
+    /// The needs of two transitions of different blocks of one node. Tables and templates that both lack count twice. What
+    /// needs and gives nothing is of no node: [`VmemmapNeeds::default`] is where a sum begins.
     ///
     /// # Errors
     ///
     /// [`OtherNode`] if the blocks are of different nodes: each node has a plan and a reservation of its own.
     pub fn plus(self, other: Self) -> Result<Self, OtherNode> {
+        if self == (Self { node: self.node, ..Self::default() }) {
+            return Ok(other);
+        }
+        if other == (Self { node: other.node, ..Self::default() }) {
+            return Ok(self);
+        }
         if other.node != self.node {
             return Err(OtherNode { node: self.node, other: other.node });
         }

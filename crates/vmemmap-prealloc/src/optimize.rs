@@ -47,21 +47,23 @@ where
         Ok::<(), u64>(())
     });
     let (Ok(replaced) | Err(replaced)) = replaced;
-    let flushed = vmemmap.flush();
+    // A layout without tail pages has nothing to flush.
+    let flushed = (replaced > 0).then(|| vmemmap.flush());
     folios.thaw(frozen);
     let mut released = 0_u64;
     while released < replaced
-        && let Some(frame) = vmemmap.take_replaced(block, &flushed)
+        && let Some(frame) = flushed.as_ref().and_then(|flushed| vmemmap.take_replaced(block, flushed))
     {
         source.give(FrameKind::Vmemmap, frame);
         released = released.saturating_add(1);
     }
+    let flushes = u32::from(flushed.is_some());
     let vmemmap = Applied { replaced, ..Applied::default() };
-    Ok(AtomDone { vmemmap, released, flushes: 1, ..AtomDone::default() })
+    Ok(AtomDone { vmemmap, released, flushes, ..AtomDone::default() })
 }
 
 /// Gives a block every page of its vmemmap back, in the layout it has, from `store`: the opposite of [`optimize`].
-/// [`VmemmapNeeds::to_restore`] says what it takes.
+/// [`VmemmapNeeds::to_restore`] says what it takes. What a merge that was left half done has left waits with the backend then.
 ///
 /// # Errors
 ///
@@ -105,7 +107,10 @@ where
             Ok(())
         });
     }
-    let _ = vmemmap.flush();
+    let flushes = u32::from(need > 0);
+    if need > 0 {
+        let _ = vmemmap.flush();
+    }
     if restored.is_ok() {
         vmemmap.set_optimized(whole, false);
     }
@@ -113,7 +118,7 @@ where
     match restored {
         Ok(fresh) => {
             let vmemmap = Applied { fresh, ..Applied::default() };
-            Ok(AtomDone { vmemmap, flushes: 1, ..AtomDone::default() })
+            Ok(AtomDone { vmemmap, flushes, ..AtomDone::default() })
         }
         Err(got) => Err(ApplyError::BrokenStore { whole, need, got }.into()),
     }

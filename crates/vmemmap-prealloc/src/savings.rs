@@ -36,9 +36,9 @@ impl Savings {
         Self { full: geometry.vmemmap_pages(layout.order()), used: geometry.own_pages(layout), tables }
     }
 
-    /// What one block of this layout saves now: nothing if it is not optimized. A block smaller than what one page table
-    /// describes shares it with its neighbours: it counts none. Between the two rounds of a merge the block has more pages than
-    /// this says.
+    /// What one block of this layout saves now: nothing if it is not optimized, less than nothing if it was once, for its
+    /// page tables stay. A block smaller than what one page table describes shares it with its neighbours: it counts none.
+    /// Between the two rounds of a merge the block has more pages than this says.
     #[must_use]
     pub fn now<V, S>(backend: &V, layout: &FolioLayout<S>) -> Self
     where
@@ -47,10 +47,11 @@ impl Savings {
     {
         let (geometry, block) = (backend.geometry(), layout.block());
         let full = geometry.vmemmap_pages(block.order());
+        let tables = geometry.tables(block.order()).saturating_sub(backend.tables_missing(block).into());
         if !backend.is_optimized(block) {
-            return Self { full, used: full, tables: 0 };
+            return Self { full, used: full, tables };
         }
-        Self::of(&geometry, &layout.counts(), geometry.tables(block.order()))
+        Self::of(&geometry, &layout.counts(), tables)
     }
 
     /// Pages saved, tables not counted.

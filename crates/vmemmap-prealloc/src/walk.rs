@@ -1,6 +1,7 @@
 //! The entries of one folio, as they change from one folio to pieces and back.
 
-use crate::{AtomError, Geometry, Tail, VmemmapBackend, VmemmapPage};
+use crate::{AtomError, Geometry, Tail, TailScheme, VmemmapBackend, VmemmapPage};
+use core::ops::Range;
 use folio_split::{Folios, LayoutCounts, PageSet, PfnBlock};
 use sept_core::{Class, Classify, Frame};
 
@@ -179,17 +180,30 @@ impl<'a, V: VmemmapBackend + ?Sized> Walk<'a, V> {
             if folio.order() >= self.geometry.structs() {
                 self.publish(open.take());
             }
-            let tail = self.tail_of(folio);
-            if tail != self.tail {
-                let end = first.saturating_add(self.geometry.vmemmap_pages(folio.order()));
-                for index in kept.max(self.kept)..end {
-                    self.backend.map_tail(self.at(index), tail);
-                    applied.rewrites = applied.rewrites.saturating_add(1);
-                }
-            }
+            let end = first.saturating_add(self.geometry.vmemmap_pages(folio.order()));
+            let rewrites = self.map_tails(kept.max(self.kept)..end, self.tail_of(folio), folio);
+            applied.rewrites = applied.rewrites.saturating_add(rewrites);
         }
         self.publish(open);
         Ok(applied)
+    }
+
+    /// Maps `tail` in the tail pages of `piece`. Returns how many entries were written: none if the whole has the same ones
+    /// there. With tails shared with the head, what a merge that was left half done has left there goes all the same.
+    fn map_tails(&self, pages: Range<u64>, tail: Tail, piece: PfnBlock) -> u64 {
+        let (same, shared) =
+            (self.tail_of(piece) == self.tail, self.geometry.tails() == TailScheme::SharedWithHead);
+        if same && !shared {
+            return 0;
+        }
+        let mut written: u64 = 0;
+        for at in pages.map(|index| self.at(index)) {
+            if !same || !self.backend.maps(at, tail) {
+                self.backend.map_tail(at, tail);
+                written = written.saturating_add(1);
+            }
+        }
+        written
     }
 
     fn publish(&self, open: Option<(u64, V::Fresh)>) {
@@ -203,7 +217,7 @@ impl<'a, V: VmemmapBackend + ?Sized> Walk<'a, V> {
     fn each_piece<S: PageSet>(
         &self,
         pieces: Folios<S>,
-        mut each: impl FnMut(core::ops::Range<u64>, core::ops::Range<u64>, PfnBlock),
+        mut each: impl FnMut(Range<u64>, Range<u64>, PfnBlock),
     ) {
         // Where the pages that were looked at end: small folios share one.
         let mut done = self.kept;
@@ -224,12 +238,7 @@ impl<'a, V: VmemmapBackend + ?Sized> Walk<'a, V> {
                 self.backend.map_tail(self.at(index), self.tail);
                 applied.replaced = applied.replaced.saturating_add(1);
             }
-            if self.tail_of(folio) != self.tail {
-                for index in tails {
-                    self.backend.map_tail(self.at(index), self.tail);
-                    applied.rewrites = applied.rewrites.saturating_add(1);
-                }
-            }
+            applied.rewrites = applied.rewrites.saturating_add(self.map_tails(tails, self.tail, folio));
         });
         applied
     }

@@ -226,6 +226,10 @@ impl VmemmapBackend for Host {
         true
     }
 
+    fn maps(&self, at: VmemmapPage, _tail: Tail) -> bool {
+        self.entries[at.index as usize].load(Ordering::Acquire) & WRITABLE == 0
+    }
+
     fn prepare(&self, at: VmemmapPage, page: Frame) -> Frame {
         let shown = &self.memory[self.entries[at.index as usize].load(Ordering::Relaxed) & 0xff];
         let fresh = &self.memory[page_of(&page)];
@@ -293,6 +297,7 @@ fn commit(
     let pages = u32::from(matches!(change.change(), Change::Split(_)));
     store.fill(&FrameNeeds::of(FrameKind::Vmemmap, pages), Hpa::default(), pool).unwrap();
     let atoms = core::slice::from_mut(change);
+    let mut rounds = 0;
     loop {
         let reserved = Reserved { pages: &mut store, nodes: &mut () };
         let Ok(commit) = Commit::freeze(host, host, atoms, reserved, 1) else {
@@ -302,11 +307,14 @@ fn commit(
             thread::yield_now();
             continue;
         };
-        let thawed = match how {
-            How::Whole => commit.remap().unwrap().finish(),
-            How::CancelFrozen => commit.cancel(),
-            How::CancelRemapped => commit.remap().unwrap().cancel(),
+        let thawed = match (how, rounds) {
+            (How::Whole, _) | (How::CancelSecondFrozen | How::CancelSecondRemapped, 0) => {
+                commit.remap().unwrap().finish()
+            }
+            (How::CancelFrozen | How::CancelSecondFrozen, _) => commit.cancel(),
+            (How::CancelRemapped | How::CancelSecondRemapped, _) => commit.remap().unwrap().cancel(),
         };
+        rounds += 1;
         let waits = thawed.waits();
         let _ = thawed.release(pool);
         if waits == 0 {
@@ -323,6 +331,8 @@ enum How {
     Whole,
     CancelFrozen,
     CancelRemapped,
+    CancelSecondFrozen,
+    CancelSecondRemapped,
 }
 
 /// A host on which `before` has run, a reader of page `index`, and a writer that does `change` meanwhile.
@@ -410,6 +420,8 @@ fn reader_and_a_merge_that_is_cancelled() {
         race(index, TEMPLATES, already_split, |host, pool| merge(host, pool, How::CancelFrozen));
         race(index, TEMPLATES, already_split, |host, pool| merge(host, pool, How::CancelRemapped));
         race(index, TWO_ROUNDS, already_split, |host, pool| merge(host, pool, How::CancelRemapped));
+        race(index, TWO_ROUNDS, already_split, |host, pool| merge(host, pool, How::CancelSecondFrozen));
+        race(index, TWO_ROUNDS, already_split, |host, pool| merge(host, pool, How::CancelSecondRemapped));
     }
 }
 

@@ -11,7 +11,7 @@ pub use vmemmap::{Flushed, Fresh};
 
 use crate::{
     Reader, State, StructPage,
-    memory::{Memory, SetupError, check_maps},
+    memory::{Maps, Memory, SetupError},
     page::STRUCTS,
     reader::Section,
 };
@@ -35,6 +35,8 @@ pub struct MmapHost {
     books: Mutex<Books>,
     readers: Mutex<Vec<Arc<Section>>>,
     calls: Calls,
+    /// Given back after the memory.
+    _maps: Maps,
 }
 
 /// Who owns which page of the memfd.
@@ -42,6 +44,8 @@ pub struct MmapHost {
 struct Books {
     /// For each entry of the window, its own page.
     own: Vec<Option<Frame>>,
+    /// The page that an entry without one shows: its offset in the memfd.
+    shown: Vec<u64>,
     optimized: Vec<bool>,
     templates: BTreeMap<u8, Frame>,
     replaced: Vec<Replaced>,
@@ -75,7 +79,7 @@ impl MmapHost {
         if entries == 0 {
             return Err(SetupError::TooSmall { order: first.order().raw() });
         }
-        check_maps(entries.saturating_add(16))?;
+        let maps = Maps::promise(entries.saturating_add(16))?;
         let frames = entries.saturating_add(spare);
         let size = |pages| usize::try_from(pages).map_err(|_| rustix::io::Errno::NOMEM);
         let host = Self {
@@ -86,6 +90,7 @@ impl MmapHost {
             pool: FramePool::new(Hpa::default(), frames),
             books: Mutex::new(Books {
                 own: Vec::new(),
+                shown: vec![0; size(entries)?],
                 optimized: vec![false; size(blocks)?],
                 templates: BTreeMap::new(),
                 replaced: Vec::new(),
@@ -93,6 +98,7 @@ impl MmapHost {
             }),
             readers: Mutex::default(),
             calls: Calls::default(),
+            _maps: maps,
         };
         for index in 0..entries {
             let frame = host.take(FrameKind::Vmemmap, Hpa::default()).ok_or(rustix::io::Errno::NOMEM)?;

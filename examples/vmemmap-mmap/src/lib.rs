@@ -25,7 +25,8 @@
 //! # What it asks of the machine
 //!
 //! Each entry is a mapping: 4,096 of them for 1 GiB of memory, of which Linux allows a process 65,530 by default
-//! (`vm.max_map_count`). [`MmapHost::new`] counts those in use and refuses what would not fit.
+//! (`vm.max_map_count`). [`MmapHost::new`] counts those in use and those that other
+//! hosts of the process may still take, and refuses what would not fit.
 //!
 //! Linux with 64-bit addresses only. Run `cargo test -p vmemmap-mmap` for the readers, `cargo bench -p vmemmap-mmap` for the times.
 

@@ -7,11 +7,18 @@ use rustix::{
     io::Errno,
     mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap},
 };
-use std::{ptr::NonNull, slice};
+use std::{
+    ptr::NonNull,
+    slice,
+    sync::{Mutex, PoisonError},
+};
 use vmemmap_prealloc::{GeometryError, TailScheme};
 
 /// Bytes of a page.
 pub(crate) const PAGE: usize = 4096;
+
+/// Of the memfds, as the system shows it.
+const NAME: &str = "refolio-vmemmap";
 
 /// Why there is no host.
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +32,7 @@ pub enum SetupError {
     Maps {
         /// One for each page of the window, and a few.
         needed: u64,
-        /// Those of the process so far.
+        /// Those of the process so far, with all that other windows may take.
         in_use: u64,
         /// What the system allows.
         limit: u64,
@@ -50,16 +57,36 @@ pub enum SetupError {
     System(#[from] Errno),
 }
 
-/// Refuses a number of mappings that would not fit. A system that does not tell has no limit.
-pub(crate) fn check_maps(needed: u64) -> Result<(), SetupError> {
-    let read = |path| std::fs::read_to_string(path).ok();
-    let limit =
-        read("/proc/sys/vm/max_map_count").and_then(|text| text.trim().parse().ok()).unwrap_or(u64::MAX);
-    let in_use = read("/proc/self/maps").map_or(0, |text| text.lines().count() as u64);
-    if needed.saturating_add(in_use) > limit {
-        return Err(SetupError::Maps { needed, in_use, limit });
+/// Mappings that the windows of this process may take, whether they are apart now or the kernel has joined them.
+static PROMISED: Mutex<u64> = Mutex::new(0);
+
+/// A number of mappings that no other window of the process is given.
+#[derive(Debug)]
+pub(crate) struct Maps(u64);
+
+impl Maps {
+    /// Refuses what would not fit beside the mappings in use and those promised. A system that does not tell has no limit.
+    pub(crate) fn promise(needed: u64) -> Result<Self, SetupError> {
+        let read = |path| std::fs::read_to_string(path).ok();
+        let mut promised = PROMISED.lock().unwrap_or_else(PoisonError::into_inner);
+        let limit =
+            read("/proc/sys/vm/max_map_count").and_then(|text| text.trim().parse().ok()).unwrap_or(u64::MAX);
+        let of_windows = |line: &&str| line.contains(NAME);
+        let others = |text: String| text.lines().filter(|line| !of_windows(line)).count() as u64;
+        let in_use = read("/proc/self/maps").map_or(0, others).saturating_add(*promised);
+        if needed.saturating_add(in_use) > limit {
+            return Err(SetupError::Maps { needed, in_use, limit });
+        }
+        *promised = promised.saturating_add(needed);
+        Ok(Self(needed))
     }
-    Ok(())
+}
+
+impl Drop for Maps {
+    fn drop(&mut self) {
+        let mut promised = PROMISED.lock().unwrap_or_else(PoisonError::into_inner);
+        *promised = promised.saturating_sub(self.0);
+    }
 }
 
 /// A range of addresses whose every page is, at any time, mapped to a page of one memfd.
@@ -114,7 +141,7 @@ pub(crate) struct Memory {
 impl Memory {
     /// `frames` pages, and a window of `entries`, which all show the first page until they are mapped.
     pub(crate) fn new(frames: usize, entries: usize) -> Result<Self, Errno> {
-        let file = memfd_create("vmemmap", MemfdFlags::CLOEXEC)?;
+        let file = memfd_create(NAME, MemfdFlags::CLOEXEC)?;
         ftruncate(&file, (frames * PAGE) as u64)?;
         let both = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: the kernel chooses the place of a new mapping of a file that stays open.

@@ -11,7 +11,7 @@
 mod common;
 
 use common::{block, carry_out, commit, host, reserve};
-use folio_split::{Empty, Order, OrderSet, PageSet, Pfn, Transition};
+use folio_split::{Change, Empty, Order, OrderSet, PageSet, Pfn, Transition};
 use std::sync::{
     Barrier,
     atomic::{AtomicBool, AtomicU64, Ordering},
@@ -94,6 +94,28 @@ fn turned_round<A: PageSet, B: PageSet>(host: &MmapHost, t: &Transition<A, B>, m
         }
     };
     assert_eq!((cancelled.released, held.pages_left()), (needs.fresh, needs.fresh));
+    // Merges that go in two rounds are turned round after the first one, and in the second one.
+    for remap in [false, true].into_iter().filter(|_| needs.grace_period) {
+        let merges = t.changes(0..t.block().pages()).filter(|change| matches!(change, Change::Merge(_)));
+        let mut atoms: Vec<_> = merges.map(|change| Atom::new(t.by_ref(), change)).collect();
+        for round in 0..2 {
+            let commit = loop {
+                match Commit::freeze(host, host, &mut atoms, held.lend(), 4) {
+                    Ok(commit) => break commit,
+                    Err(_) => refused(),
+                }
+            };
+            let thawed = match (round, remap) {
+                (0, _) => commit.remap().unwrap().finish(),
+                (_, true) => commit.remap().unwrap().cancel(),
+                (_, false) => commit.cancel(),
+            };
+            assert_eq!(thawed.waits() > 0, round == 0);
+            let _ = thawed.keep(host);
+            host.grace_period();
+        }
+        assert_eq!(held.pages_left(), needs.fresh);
+    }
     commit(host, &mut atoms, &mut held, &mut refused);
     assert_eq!(held.pages_left(), needs.released);
     let mut atoms: Vec<_> =

@@ -5,6 +5,7 @@ use crate::*;
 use core::cell::RefCell;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    vec,
     vec::Vec,
 };
 
@@ -202,6 +203,33 @@ fn every_change_uses_what_is_planned_and_is_undone_with_it() {
             assert_eq!(host.state().spare + planned.needed, start.spare + planned.freed);
             now = next;
         }
+    }
+}
+
+/// Turned round inside a split, after each of its pieces: one call, and the nodes that the pieces took are there again.
+#[test]
+fn a_split_is_undone_after_any_piece() {
+    let some = OrderSet::from_bits(0b101_0010_1001).unwrap();
+    for (orders, runs) in [OrderSet::ALL, some].into_iter().flat_map(|orders| {
+        [vec![0..1], vec![300..301], vec![1023..1024], vec![5..70, 900..901]].map(|runs| (orders, runs))
+    }) {
+        let host = Host::new();
+        let t = Transition::new(block(ORDER), orders, Empty, runs.as_slice());
+        let (whole, back, need) = (block(ORDER), t.reversed(), t.delta(host.index()).needed);
+        let mut nodes = Nodes(need);
+        let before = host.state();
+        let pieces: Vec<_> = t.split_pieces(whole).collect();
+        for done in 0..=pieces.len() {
+            let mut frozen = host.freeze(whole, 1).unwrap();
+            pieces[..done].iter().for_each(|&piece| host.split(&mut frozen, piece, &mut nodes));
+            let taken = need - nodes.0;
+            assert_eq!(taken > 0, done > 0);
+            assert_eq!(commit_merge(&host, &back, whole, &mut frozen, &mut nodes), Ok(taken));
+            host.thaw(frozen);
+            assert_eq!((host.state(), nodes.0), (before.clone(), need), "{done} pieces of {runs:?}");
+        }
+        carry_out(&host, &t, Change::Split(whole), &mut nodes);
+        assert_eq!(nodes.0, 0);
     }
 }
 

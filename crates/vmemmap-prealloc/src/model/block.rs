@@ -2,7 +2,7 @@
 
 use super::{
     Held, State,
-    page::{Page, STRUCTS, StructPage, base_refs},
+    page::{Page, StructPage, base_refs},
     template_key,
     tree::Tree,
 };
@@ -108,8 +108,8 @@ impl Block {
         Self::with(block, top, false, 0)
     }
 
-    pub(super) fn paged(block: PfnBlock, top: Order, optimized: bool) -> Self {
-        Self::with(block, top, optimized, block.pages() / STRUCTS as u64)
+    pub(super) fn paged(block: PfnBlock, top: Order, optimized: bool, entries: u64) -> Self {
+        Self::with(block, top, optimized, entries)
     }
 
     fn with(block: PfnBlock, top: Order, optimized: bool, entries: u64) -> Self {
@@ -144,7 +144,7 @@ impl Block {
     }
 
     pub(super) fn initial_content(&self, geometry: &Geometry, index: u64, content: &mut Page) {
-        for (page, slot) in (index * STRUCTS as u64..).zip(content) {
+        for (page, slot) in (index << geometry.structs().raw()..).zip(content) {
             *slot = self.initial(Some(geometry.tails()), page);
         }
     }
@@ -178,9 +178,9 @@ impl Block {
     }
 
     /// Whether vmemmap page `index` belongs to folios that are all frozen.
-    pub(super) fn covers_frozen(&self, index: u64) -> bool {
-        let first = self.block.base().raw() + index * STRUCTS as u64;
-        let last = first + STRUCTS as u64 - 1;
+    pub(super) fn covers_frozen(&self, index: u64, structs: u64) -> bool {
+        let first = self.block.base().raw() + index * structs;
+        let last = first + structs - 1;
         let frozen =
             |page| Pfn::new(page).is_some_and(|pfn| self.frozen.iter().any(|whole| whole.contains_pfn(pfn)));
         frozen(first) && frozen(last)
@@ -204,6 +204,11 @@ impl State {
         if self.violations.len() < 100 {
             self.violations.push(what);
         }
+    }
+
+    /// A page of the vmemmap in which all are alike.
+    pub(super) fn tails(&self, one: StructPage) -> Box<Page> {
+        vec![one; self.structs as usize].into_boxed_slice()
     }
 
     /// The block of a page, by its first page, and the page's number in it.
@@ -230,8 +235,8 @@ impl State {
                 None => Some(block.initial(None, page)),
             };
         }
-        let held = self.memory.get(&(block.entries.get(page / STRUCTS as u64) & !WRITABLE))?;
-        held.content.get(page as usize % STRUCTS).copied()
+        let held = self.memory.get(&(block.entries.get(page / self.structs) & !WRITABLE))?;
+        held.content.get((page % self.structs) as usize).copied()
     }
 
     /// Reads a page of the vmemmap through its mapping.
@@ -246,7 +251,7 @@ impl State {
             StructPage::Head { .. } => Some(match self.read(base, page + 1) {
                 // The image of a head: the page after it is a tail of another one (page_fixed_fake_head).
                 Some(StructPage::TailOf { head })
-                    if page.is_multiple_of(STRUCTS as u64) && u64::from(head) != page =>
+                    if page.is_multiple_of(self.structs) && u64::from(head) != page =>
                 {
                     u64::from(head)
                 }
@@ -276,7 +281,7 @@ impl State {
         let mut values = values.peekable();
         let mut page = page;
         while values.peek().is_some() {
-            let index = page / STRUCTS as u64;
+            let index = page / self.structs;
             let entry = self.blocks.get(&base).map_or(0, |block| block.entries.get(index));
             if entry & WRITABLE == 0 {
                 self.violate(format!("store through read-only entry {index} of block {base:#x}"));
@@ -285,7 +290,7 @@ impl State {
             if self.stale.contains_key(&(base, index)) {
                 self.violate(format!("store through entry {index} of block {base:#x} before the flush"));
             }
-            let skip = page as usize % STRUCTS;
+            let skip = (page % self.structs) as usize;
             let Some(Held { content, .. }) = self.memory.get_mut(&(entry & !WRITABLE)) else {
                 self.violate(format!("entry {index} of block {base:#x} maps no memory"));
                 return;
@@ -293,7 +298,7 @@ impl State {
             for (slot, value) in content.iter_mut().skip(skip).zip(&mut values) {
                 *slot = value;
             }
-            page = (index + 1) * STRUCTS as u64;
+            page = (index + 1) * self.structs;
         }
     }
 }

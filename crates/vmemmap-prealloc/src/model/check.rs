@@ -3,7 +3,7 @@
 use super::{
     HostModel, State, StructPage,
     block::{Block, WRITABLE, tail_value},
-    page::{STRUCTS, base_refs},
+    page::base_refs,
 };
 use crate::TailScheme;
 use folio_split::{CostModel, FolioLayout, PageSet, PfnBlock, XArray};
@@ -96,13 +96,13 @@ impl State {
         }
         let scheme = host.geometry.tails();
         let want = tail_value(Some(scheme), head, order);
-        let structs = STRUCTS as u64;
+        let structs = self.structs;
         let mut page = head + 1;
         while page < end {
             let index = page / structs;
             let content = self.read_page(base, index).ok_or_else(|| wrong(page))?;
             let upto = end.min((index + 1) * structs);
-            let slots = &content[page as usize % STRUCTS..][..(upto - page) as usize];
+            let slots = &content[(page % structs) as usize..][..(upto - page) as usize];
             if scheme == TailScheme::SharedWithHead {
                 // A page of tails may show the image of its head.
                 if let Some(page) = (page..upto).find(|&page| self.head_of(base, page) != Some(head)) {

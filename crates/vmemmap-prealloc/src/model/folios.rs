@@ -50,7 +50,7 @@ impl State {
         let order = folio.order().raw();
         let scheme = block.is_paged().then(|| host.geometry.tails());
         let pages = if block.optimized && host.geometry.kept(folio.order()) > 0 {
-            folio.pages().min(host.geometry.kept(folio.order()) * super::page::STRUCTS as u64)
+            folio.pages().min(host.geometry.kept(folio.order()) * self.structs)
         } else {
             folio.pages()
         };
@@ -163,7 +163,7 @@ impl FolioBackend for HostModel {
         let mut state = self.lock();
         let whole = frozen.whole;
         let Some((base, first)) = state.locate(whole.base()) else { return };
-        let pages = first / 64..(first + whole.pages()).div_ceil(64);
+        let pages = first / state.structs..(first + whole.pages()).div_ceil(state.structs);
         if let Some((&(_, index), _)) = state.stale.range((base, pages.start)..(base, pages.end)).next() {
             state.violate(format!("{whole} thawed while entry {index} is not flushed"));
         }

@@ -93,6 +93,8 @@ struct Held {
 
 #[derive(Debug)]
 struct State {
+    /// `struct page`s in a page of the vmemmap.
+    structs: u64,
     blocks: BTreeMap<u64, Block>,
     /// Pages of the vmemmap and templates, by address.
     memory: HashMap<u64, Held>,
@@ -121,11 +123,11 @@ fn template_key(tail: Tail) -> Option<u8> {
 }
 
 impl HostModel {
-    /// A host whose folios have the orders of `orders`. The model has 64 `struct page`s to a page of the vmemmap,
-    /// whatever `geometry` says about that; the other sizes count.
+    /// A host whose folios have the orders of `orders`.
     #[must_use]
     pub fn new(geometry: Geometry, orders: OrderSet) -> Self {
         let state = State {
+            structs: geometry.structs().pages(),
             blocks: BTreeMap::new(),
             memory: HashMap::new(),
             templates: BTreeMap::new(),
@@ -204,16 +206,17 @@ impl HostModel {
         }
         let mut state = self.lock();
         state.counters.vmemmap_pages += own.len() as u64;
-        let mut new = Block::paged(block, top, optimized);
+        let mut new = Block::paged(block, top, optimized, all);
         for (index, frame) in own.into_iter().zip(frames) {
-            let mut content = Box::new([StructPage::AnyTail; page::STRUCTS]);
+            let mut content = state.tails(StructPage::AnyTail);
             new.initial_content(&self.geometry, index, &mut content);
             new.entries.set(index, frame.hpa().raw() | block::WRITABLE);
             state.memory.insert(frame.hpa().raw(), Held { frame, content });
         }
         if optimized {
             for index in (0..all).filter(|index| index % step >= kept) {
-                let folio = block.part((index / step * step) << 6, top).unwrap_or(block);
+                let folio =
+                    block.part((index / step * step) << self.geometry.structs().raw(), top).unwrap_or(block);
                 let entry = state.tail_entry(&new, self.geometry.tail_of(block, folio));
                 // The first one makes the rest of a block that is one folio.
                 if !new.entries.set_uniform(entry) {

@@ -2,9 +2,6 @@
 
 use folio_split::Order;
 
-/// `struct page`s in one page of the model's vmemmap.
-pub(super) const STRUCTS: usize = 64;
-
 /// One `struct page`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -32,8 +29,8 @@ pub enum StructPage {
     AnyTail,
 }
 
-/// The `struct page`s of one page of the vmemmap.
-pub(super) type Page = [StructPage; STRUCTS];
+/// The `struct page`s of one page of the vmemmap: as many as the geometry says.
+pub(super) type Page = [StructPage];
 
 /// References that the host itself holds on a folio: one per page, as the Linux page cache does.
 pub(super) fn base_refs(order: u8) -> u32 {

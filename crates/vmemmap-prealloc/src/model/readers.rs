@@ -3,7 +3,7 @@
 //! Such a reader looks at the `struct page` of a page, goes to its head, tries to get a reference, and looks at the
 //! page again. Until the flush it may see each entry as it was or as it is.
 
-use super::{HostModel, State, StructPage, block::WRITABLE, page::STRUCTS};
+use super::{HostModel, State, StructPage, block::WRITABLE};
 use folio_split::PfnBlock;
 use std::{collections::BTreeSet, format, string::String, vec::Vec};
 
@@ -37,7 +37,7 @@ impl HostModel {
 impl State {
     /// What the `struct page` of a page may look like.
     fn possible(&self, base: u64, page: u64) -> Result<Vec<StructPage>, String> {
-        let index = page / STRUCTS as u64;
+        let index = page / self.structs;
         let Some(block) = self.blocks.get(&base).filter(|block| block.is_paged()) else {
             return Ok(self.read(base, page).into_iter().collect());
         };
@@ -47,7 +47,7 @@ impl State {
             let held = self.memory.get(&(entry & !WRITABLE));
             let held =
                 held.ok_or_else(|| format!("entry {index} of block {base:#x} may show memory given up"))?;
-            shown.push(held.content[page as usize % STRUCTS]);
+            shown.push(held.content[(page % self.structs) as usize]);
         }
         Ok(shown)
     }
@@ -59,7 +59,7 @@ impl State {
             match shown {
                 StructPage::Head { .. } => {
                     // It may be the image of one (page_fixed_fake_head); the page after it tells.
-                    let first = page.is_multiple_of(STRUCTS as u64);
+                    let first = page.is_multiple_of(self.structs);
                     let after =
                         if first { self.possible(base, page + 1).unwrap_or_default() } else { Vec::new() };
                     if after.is_empty() {

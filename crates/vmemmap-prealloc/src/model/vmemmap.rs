@@ -3,13 +3,13 @@
 use super::{
     Held, HostModel, State, StructPage,
     block::{Replaced, WRITABLE, tail_value},
-    page::{Page, STRUCTS, frozen},
+    page::{Page, frozen},
     template_key,
 };
 use crate::{Geometry, NumaNode, Tail, VmemmapBackend, VmemmapPage};
 use folio_split::PfnBlock;
 use sept_core::Frame;
-use std::{boxed::Box, format};
+use std::{boxed::Box, format, vec, vec::Vec};
 
 /// A fresh page of the model's vmemmap.
 #[derive(Debug)]
@@ -18,8 +18,8 @@ pub struct Fresh {
     at: VmemmapPage,
     frame: Frame,
     content: Box<Page>,
-    /// Which `struct page`s were written, bit by bit.
-    written: u64,
+    /// Which `struct page`s were written.
+    written: Vec<bool>,
 }
 
 /// Proof of a flush: the number of flushes so far.
@@ -52,7 +52,7 @@ impl State {
             self.counters.replaced_pages += 1;
         }
         block.entries.set(at.index, entry);
-        if !block.covers_frozen(at.index) {
+        if !block.covers_frozen(at.index, self.structs) {
             self.violate(format!("entry {} of {} changed while not frozen", at.index, at.block));
         }
         self.stale.entry((base, at.index)).or_default().push(old);
@@ -94,7 +94,8 @@ impl VmemmapBackend for HostModel {
         let hpa = page.hpa().raw();
         let value = if key == u8::MAX { StructPage::AnyTail } else { StructPage::Tail { order: key } };
         state.templates.insert(key, hpa);
-        state.memory.insert(hpa, Held { frame: page, content: Box::new([value; STRUCTS]) });
+        let content = state.tails(value);
+        state.memory.insert(hpa, Held { frame: page, content });
         state.counters.templates += 1;
         Ok(())
     }
@@ -118,21 +119,28 @@ impl VmemmapBackend for HostModel {
         Ok(())
     }
 
+    fn maps(&self, at: VmemmapPage, tail: Tail) -> bool {
+        let state = self.lock();
+        let block = state.blocks.get(&at.block.base().raw());
+        block.is_some_and(|block| block.entries.get(at.index) == state.tail_entry(block, tail))
+    }
+
     fn prepare(&self, at: VmemmapPage, page: Frame) -> Fresh {
         let mut state = self.lock();
-        let copy = state.read_page(at.block.base().raw(), at.index).copied();
+        let copy = state.read_page(at.block.base().raw(), at.index).map(Box::from);
         if copy.is_none() {
             state.violate(format!("entry {} of {} maps no memory", at.index, at.block));
         }
-        let content = Box::new(copy.unwrap_or([StructPage::AnyTail; STRUCTS]));
-        Fresh { at, frame: page, content, written: 0 }
+        let content = copy.unwrap_or_else(|| state.tails(StructPage::AnyTail));
+        let written = vec![false; content.len()];
+        Fresh { at, frame: page, content, written }
     }
 
     fn write_folio(&self, fresh: &mut Fresh, folio: PfnBlock) {
         let Some(head) = fresh.at.block.offset_of(folio.base()) else { return };
         let tail = tail_value(Some(self.geometry.tails()), head, folio.order().raw());
-        let first = fresh.at.index * STRUCTS as u64;
-        for (page, (bit, slot)) in (first..).zip(fresh.content.iter_mut().enumerate()) {
+        let first = fresh.at.index << self.geometry.structs().raw();
+        for (page, (slot, written)) in (first..).zip(fresh.content.iter_mut().zip(&mut fresh.written)) {
             if page == head {
                 *slot = frozen(folio.order().raw());
             } else if page > head && page < head + folio.pages() {
@@ -140,7 +148,7 @@ impl VmemmapBackend for HostModel {
             } else {
                 continue;
             }
-            fresh.written |= 1 << bit;
+            *written = true;
         }
     }
 
@@ -148,18 +156,19 @@ impl VmemmapBackend for HostModel {
         let mut state = self.lock();
         let Some(head) = at.block.offset_of(folio.base()) else { return };
         let tail = tail_value(Some(self.geometry.tails()), head, folio.order().raw());
-        let first = at.index * STRUCTS as u64;
+        let structs = state.structs;
+        let first = at.index * structs;
         if !(head + 1..head + folio.pages()).contains(&first) {
             state.violate(format!("{at:?} has no tails of {folio} alone"));
         }
-        state.write_run(at.block.base().raw(), first, core::iter::repeat_n(tail, STRUCTS));
+        state.write_run(at.block.base().raw(), first, core::iter::repeat_n(tail, structs as usize));
     }
 
     fn map_own(&self, at: VmemmapPage, fresh: Fresh) {
         let mut state = self.lock();
-        if fresh.at != at || fresh.written != u64::MAX {
+        if fresh.at != at || fresh.written.contains(&false) {
             state.violate(format!(
-                "page for {:?} published at {at:?} with {:#x} written",
+                "page for {:?} published at {at:?} with {:?} written",
                 fresh.at, fresh.written
             ));
         }

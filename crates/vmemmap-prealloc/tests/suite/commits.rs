@@ -1,20 +1,21 @@
 //! Several atoms under one freeze; cancelling and undoing, whatever was done.
 
-use crate::common::{Held, Host, Rng, SCHEMES, Store, add, block, geometry};
+use crate::common::{Held, Host, Rng, SCHEMES, Store, block, geometry};
 use core::ops::Range;
 use folio_split::{
     Change, CommitError, Empty, FolioBackend, Order, OrderSet, PageSet, Pfn, PfnBlock, Transition,
 };
-use sept_core::{FrameKind, FrameNeeds};
+use sept_core::{Class, Classify, FrameKind, FrameNeeds, FrameStore};
 use vmemmap_prealloc::{
-    Atom, AtomDone, AtomError, Commit, Geometry, NumaNode, Round, TailScheme, VmemmapBackend, VmemmapNeeds,
+    ApplyError, Atom, AtomDone, AtomError, Commit, Geometry, NumaNode, Reserved, Round, TailScheme,
+    VmemmapBackend, VmemmapNeeds,
     model::{Counters, Frozen},
 };
 
 type Runs = Vec<Range<u64>>;
 
 /// Numbers that must be the same before and after something that was undone.
-fn state(host: &Host) -> (Counters, FrameNeeds) {
+pub(crate) fn state(host: &Host) -> (Counters, FrameNeeds) {
     (host.model.counters().in_use(), host.pool.outstanding())
 }
 
@@ -28,7 +29,7 @@ fn one_flush_for_several_blocks() {
     let blocks: Vec<_> = (0..6)
         .map(|i| PfnBlock::new(Pfn::new((8 + i) << 12).unwrap(), Order::new(12).unwrap()).unwrap())
         .collect();
-    for tails in [TailScheme::PerOrder, TailScheme::OrderFree] {
+    for tails in SCHEMES {
         let host = Host::new(geometry(tails, 1), OrderSet::ALL, &blocks);
         let Host { model, pool } = &host;
         let sets: Vec<Runs> = (0..6).map(|i| vec![i * 500..i * 500 + 3]).collect();
@@ -52,20 +53,47 @@ fn one_flush_for_several_blocks() {
         host.dry(true);
         let mut atoms: Vec<_> = ts.iter().flat_map(atoms).collect();
         assert_eq!(atoms.len(), 6);
-        // Somebody holds a page of the last block: none of the blocks changes.
-        let page = Pfn::new(blocks[5].base().raw() + 2501).unwrap();
-        assert!(model.pin(page));
-        let before = model.counters();
-        let refused = Commit::freeze(model, model, &mut atoms, held.lend(), 3).unwrap_err();
-        assert_eq!(refused.position, 5);
-        assert!(matches!(refused.error, AtomError::Pinned(pinned) if pinned.first == page), "{refused}");
-        assert_eq!(model.counters(), before);
-        assert!(model.unpin(page));
-        ts.iter().for_each(|t| host.check(&t.from_layout()));
+        // Somebody holds a page of one of the blocks: none of them changes.
+        let same = || ts.iter().for_each(|t| host.check(&t.from_layout()));
+        for (position, (block, set)) in blocks.iter().zip(&sets).enumerate() {
+            let page = Pfn::new(block.base().raw() + set[0].start + 1).unwrap();
+            assert!(model.pin(page));
+            let before = model.counters();
+            let refused = Commit::freeze(model, model, &mut atoms, held.lend(), 3).unwrap_err();
+            assert_eq!(refused.position, position);
+            assert!(matches!(refused.error, AtomError::Pinned(_)), "{refused}");
+            assert_eq!(model.counters(), before);
+            assert!(model.unpin(page));
+            same();
+        }
+        // The reservation has fewer pages than it says: those that were mapped come back by block, and the nodes stay.
+        let before = (state(&host), held.nodes_left(model));
+        for have in 0..needs.fresh {
+            let mut store = Store { lies: (needs.fresh - have) as u32, ..Store::default() };
+            for _ in 0..have {
+                let frame = held.lend().pages.get(FrameKind::Vmemmap).unwrap();
+                store.put(FrameKind::Vmemmap, frame).unwrap();
+            }
+            let reserved = Reserved { pages: &mut store, nodes: held.lend().nodes };
+            let commit = Commit::freeze(model, model, &mut atoms, reserved, 1).unwrap();
+            let refused = commit.remap().map(drop).unwrap_err();
+            assert!(matches!(refused.error, AtomError::Vmemmap(ApplyError::BrokenStore { .. })), "{refused}");
+            let flushed = model.flush();
+            for frame in blocks.iter().flat_map(|&block| {
+                core::iter::from_fn(|| model.take_replaced(block, &flushed)).collect::<Vec<_>>()
+            }) {
+                held.lend().pages.put(FrameKind::Vmemmap, frame).unwrap();
+            }
+            assert_eq!((state(&host), held.nodes_left(model)), before);
+            assert_eq!(held.pages_left(), needs.fresh);
+            same();
+        }
         let mut done = AtomDone::default();
         host.commit(&mut atoms, &mut held, &mut done);
         host.dry(false);
-        assert_eq!((done.flushes, done.vmemmap.fresh, done.released), (1, needs.fresh, needs.released));
+        // One for each round.
+        assert_eq!(done.flushes, 1 + u32::from(needs.grace_period));
+        assert_eq!((done.vmemmap.fresh, done.released), (needs.fresh, needs.released));
         assert_eq!(done.vmemmap.rewrites, needs.rewrites);
         let _ = held.release(model, pool);
         ts.iter().for_each(|t| host.check(&t.to_layout()));
@@ -106,7 +134,10 @@ fn a_commit_is_cancelled_at_every_point() {
             let commit = Commit::freeze(&host.model, &host.model, &mut atoms, held.lend(), 1).unwrap();
             let thawed = if remap { commit.remap().unwrap().cancel() } else { commit.cancel() };
             assert_eq!(thawed.waits(), 0);
-            assert_eq!(thawed.keep(&host.pool).released, if remap { needs.fresh } else { 0 });
+            let done = thawed.keep(&host.pool);
+            assert_eq!(done.released, if remap { needs.fresh } else { 0 });
+            assert_eq!(done.vmemmap.fresh, done.vmemmap.replaced);
+            assert_eq!(done.nodes_used, done.nodes_freed);
             assert!(atoms.iter().all(|atom| atom.round() == Round::First));
             assert_eq!((state(host), held.nodes_left(&host.model)), (before, nodes));
             assert_eq!(held.pages_left(), needs.fresh);
@@ -223,23 +254,6 @@ fn a_merge_in_two_rounds() {
     assert!(model.unpin(page));
     second(&host, &mut held, &mut atoms);
     let _ = held.release(model, pool);
-
-    // The second round never comes: a split finds pages of its own where it brings some, and gives the old ones back.
-    let host = split(name);
-    let mut held = host.reserve(&merge).2;
-    first(&host, &mut held, &mut [Atom::merge(merge.by_ref(), name)]);
-    let _ = held.release(&host.model, &host.pool);
-    let again = Transition::new(name, OrderSet::ALL, Empty, 700..703);
-    let (_, needs, mut held) = host.reserve(&again);
-    let mut done = AtomDone::default();
-    let mut atoms = [Atom::split(again.by_ref(), name)];
-    let commit = Commit::freeze(&host.model, &host.model, &mut atoms, held.lend(), 1).unwrap();
-    add(&mut done, commit.remap().unwrap().finish().release(&host.pool));
-    assert_eq!((done.vmemmap.fresh, done.released), (needs.fresh, needs.fresh));
-    let _ = held.release(&host.model, &host.pool);
-    host.check(&again.to_layout());
-    assert_eq!(u64::from(host.pool.outstanding()[FrameKind::Vmemmap]), host.model.counters().vmemmap_pages);
-    assert!(host.model.is_optimized(name));
 }
 
 /// Two blocks between their rounds, and a reader that holds the second of them.
@@ -290,4 +304,37 @@ fn atoms_are_carried_out_once() {
     let t = Transition::new(block(9), OrderSet::ALL, Empty, 3..4);
     assert_eq!(host.carry_out_together(&t).flushes, 0);
     assert_eq!(host.model.nodes_left(&Default::default()), 0);
+}
+
+/// What a dropped commit has frozen stays frozen, and its atoms are refused: nobody can tell what they were about to undo.
+#[test]
+fn a_dropped_commit_is_not_gone_on_with() {
+    for remap in [false, true] {
+        let host = Host::new(Geometry::LINUX_X86_64, OrderSet::ALL, &[block(10), block(11)]);
+        let Host { model, pool } = &host;
+        let t = Transition::new(block(10), OrderSet::ALL, Empty, 3..4);
+        let other = Transition::new(block(11), OrderSet::ALL, Empty, 9..10);
+        let mut held = host.reserve(&t).2;
+        let mut atoms = [Atom::split(t.by_ref(), block(10))];
+        let commit = Commit::freeze(model, model, &mut atoms, held.lend(), 1).unwrap();
+        if remap {
+            drop(commit.remap().unwrap());
+        } else {
+            drop(commit);
+        }
+        assert!(!model.pin(block(10).base()));
+        let before = (state(&host), held.pages_left());
+        let refused = Commit::freeze(model, model, &mut atoms, held.lend(), 1).unwrap_err();
+        assert_eq!(refused.error, AtomError::Dropped { whole: block(10) });
+        assert_eq!(refused.class(), Class::Fatal);
+        assert_eq!((state(&host), held.pages_left()), before);
+        assert!(!model.pin(block(10).base()));
+        model.check_readers(block(10)).unwrap();
+        // Other blocks go on.
+        let (_, _, mut held_there) = host.reserve(&other);
+        host.commit(&mut [Atom::split(other.by_ref(), block(11))], &mut held_there, &mut AtomDone::default());
+        let _ = held_there.release(model, pool);
+        host.check(&other.to_layout());
+        let _ = held.release(model, pool);
+    }
 }

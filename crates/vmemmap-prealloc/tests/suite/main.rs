@@ -10,7 +10,9 @@
 
 mod commits;
 mod common;
+mod exhaustive;
 mod formulas;
+mod half_done;
 mod numa;
 mod readers;
 mod shortage;

@@ -6,7 +6,7 @@ use sept_core::{
     Class, Classify, Frame, FrameKind, FrameNeeds, FrameSource, Hpa, Short, test_util::FramePool,
 };
 use vmemmap_prealloc::{
-    Atom, Commit, Geometry, NumaNode, OtherNode, ReserveError, VmemmapNeeds, install_templates,
+    Atom, AtomError, Commit, Geometry, NumaNode, OtherNode, ReserveError, VmemmapNeeds, install_templates,
     model::HostModel,
 };
 
@@ -130,4 +130,46 @@ fn a_reservation_is_for_one_node() {
     assert_eq!(error.class(), Class::Caller);
     assert_eq!(nodes.out(), start);
     let _ = held.release(&model, &nodes);
+}
+
+/// One flush for several blocks of one node; pages of two nodes are not mixed, whichever way they go.
+#[test]
+fn a_commit_is_for_one_node() {
+    let nodes = Nodes::new([2000, 2000], true);
+    let model = host(&nodes);
+    let start = nodes.out();
+    let share = [0, 1].map(|node| Transition::new(on(node), OrderSet::HUGETLB, Empty, 1000..1001));
+    let back = share.each_ref().map(Transition::reversed);
+    // A sum begins with nothing, and nothing is of no node.
+    let plan = |t: &Transition<_, _>| VmemmapNeeds::plan(&model, t, &t.counts());
+    let needs = VmemmapNeeds::default().plus(plan(&share[1])).unwrap();
+    assert_eq!(needs, plan(&share[1]));
+    assert_eq!(needs.plus(VmemmapNeeds::default()), Ok(needs));
+    let mut held = [0, 1].map(|node| {
+        let needs = plan(&share[node]);
+        let mut held = Held::new(on(node), needs.node, Store::default());
+        held.fill(&model, &needs, 73, &nodes).unwrap();
+        held
+    });
+    let before = (nodes.out(), model.counters());
+    let mut both = share.each_ref().map(|t| Atom::split(t.by_ref(), t.block()));
+    let refused = Commit::freeze(&model, &model, &mut both, held[0].lend(), 1).unwrap_err();
+    let [node, other] = [0, 1].map(NumaNode::new);
+    assert!(matches!(refused.error, AtomError::Node(wrong) if (wrong.node, wrong.other) == (node, other)));
+    assert_eq!((refused.position, refused.class()), (1, Class::Caller));
+    assert_eq!((nodes.out(), model.counters()), before);
+    // Each by itself; and the way back.
+    for (atoms, held) in both.chunks_mut(1).zip(&mut held) {
+        let commit = Commit::freeze(&model, &model, atoms, held.lend(), 1).unwrap();
+        let _ = commit.remap().unwrap().finish().keep(&nodes);
+    }
+    let mut both = back.each_ref().map(|t| Atom::merge(t.by_ref(), t.block()));
+    let refused = Commit::freeze(&model, &model, &mut both, held[0].lend(), 1).unwrap_err();
+    assert!(matches!(refused.error, AtomError::Node(_)), "{refused}");
+    for (atoms, mut held) in both.chunks_mut(1).zip(held) {
+        let commit = Commit::freeze(&model, &model, atoms, held.lend(), 1).unwrap();
+        let _ = commit.remap().unwrap().finish().release(&nodes);
+        let _ = held.release(&model, &nodes);
+    }
+    assert_eq!(nodes.out(), start);
 }

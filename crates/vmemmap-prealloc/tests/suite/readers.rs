@@ -12,9 +12,9 @@ use vmemmap_prealloc::{
 };
 
 /// The model host, with a look at every page of one block after every call that changes something.
-struct Watched {
-    host: HostModel,
-    block: PfnBlock,
+pub(crate) struct Watched {
+    pub(crate) host: HostModel,
+    pub(crate) block: PfnBlock,
 }
 
 impl Watched {
@@ -95,6 +95,10 @@ impl VmemmapBackend for Watched {
 
     fn add_table(&self, block: PfnBlock, table: Frame) -> Result<(), Frame> {
         self.host.add_table(block, table)
+    }
+
+    fn maps(&self, at: VmemmapPage, tail: Tail) -> bool {
+        self.host.maps(at, tail)
     }
 
     fn prepare(&self, at: VmemmapPage, page: Frame) -> Fresh {

@@ -3,10 +3,13 @@
 use crate::common::{Host, block, geometry};
 use core::ops::Range;
 use folio_split::{
-    CostModel, Empty, FolioLayout, Large, LayoutCounts, Order, OrderSet, PageSet, Transition, XArray,
+    CostModel, Empty, FolioLayout, Large, LayoutCounts, NoFolios, Order, OrderSet, PageSet, Transition,
+    XArray,
 };
+use sept_core::{FrameStore, test_util::VecStore};
 use vmemmap_prealloc::{
-    BlockState, Geometry, RestorePath, Savings, TailScheme, VmemmapBackend, VmemmapNeeds, templates,
+    ApplyError, AtomError, BlockState, Geometry, NoVmemmap, RestorePath, Savings, TailScheme, VmemmapBackend,
+    VmemmapNeeds, optimize, restore, templates,
 };
 
 const LINUX: Geometry = Geometry::LINUX_X86_64;
@@ -240,4 +243,21 @@ fn savings_add_up() {
     assert_eq!((total.full, total.used), (4 * 4096, counters.vmemmap_pages));
     assert_eq!(total.tables, counters.tables);
     assert_eq!(total.gross(), report.iter().map(Savings::gross).sum::<u64>());
+    // The first block gets its whole vmemmap back, and its page tables stay: nothing is saved, and they are to be paid for.
+    let whole = FolioLayout::new(blocks[0], OrderSet::ALL, Empty);
+    let needs = VmemmapNeeds::to_restore(&host.model, &whole);
+    let mut store = VecStore::default();
+    store.fill(&needs.frames(), blocks[0].base().hpa(), &host.pool).unwrap();
+    restore(&host.model, &host.model, &whole, 1, &mut store).unwrap();
+    let first = Savings::now(&host.model, &whole);
+    assert_eq!((first.used, first.tables, first.gross(), first.net()), (4096, 8, 0, 0));
+    let total: Savings = [first].into_iter().chain(report[1..].iter().copied()).sum();
+    let counters = host.model.counters();
+    assert_eq!((total.used, total.tables), (counters.vmemmap_pages, counters.tables));
+    // A host without the optimization has neither.
+    let plain = Savings::now(&NoVmemmap::new(), &whole);
+    assert_eq!((plain.full, plain.used, plain.tables), (4096, 4096, 0));
+    let refused = optimize(&NoFolios::new(), &NoVmemmap::new(), &whole, 1, &host.pool);
+    let missing = ApplyError::NoTable { block: blocks[0], missing: 8 };
+    assert_eq!(refused, Err(AtomError::Vmemmap(missing)));
 }

@@ -6,8 +6,8 @@ use folio_split::{
 };
 use sept_core::{FrameKind, FrameNeeds, FrameStore};
 use vmemmap_prealloc::{
-    ApplyError, AtomError, Geometry, Tail, VmemmapBackend, VmemmapNeeds, VmemmapPage, install_tables,
-    install_templates,
+    ApplyError, AtomError, BlockState, Geometry, Tail, TailScheme, VmemmapBackend, VmemmapNeeds, VmemmapPage,
+    install_tables, install_templates,
     model::{HostModel, StructPage},
     optimize, restore,
 };
@@ -15,11 +15,13 @@ use vmemmap_prealloc::{
 #[test]
 fn from_any_layout_to_any_layout() {
     let some = OrderSet::from_bits(0b10_0100_1010_0001_0001).unwrap();
-    for seed in 1..50 {
+    for seed in 1..80 {
         let mut rng = Rng(seed);
         let order = [18, 12, 9, 7, 6, 5][rng.next(6) as usize];
         let orders = [OrderSet::ALL, OrderSet::HUGETLB, some, OrderSet::PAGES][rng.next(4) as usize];
-        let geometry = geometry(SCHEMES[rng.next(3) as usize], 1 + rng.next(3));
+        // 128, 64 or 32 bytes, and 64 with pages of 16 KiB.
+        let (size, page) = [(128, 4096), (64, 4096), (32, 4096), (64, 16384)][rng.next(4) as usize];
+        let geometry = Geometry::new(size, page, 1 + rng.next(3), SCHEMES[rng.next(3) as usize]).unwrap();
         let pages = 1 << order;
         let host = Host::new(geometry, orders, &[block(order)]);
         let mut now = Vec::new();
@@ -36,6 +38,37 @@ fn from_any_layout_to_any_layout() {
             now = next;
         }
     }
+}
+
+/// The last block that a physical address can name, and plans of all memory as one block.
+#[test]
+fn the_end_of_all_memory() {
+    for tails in SCHEMES {
+        for order in [7, 10, 18] {
+            let order = Order::new(order).unwrap();
+            let name = PfnBlock::new(Pfn::new((1 << 40) - order.pages()).unwrap(), order).unwrap();
+            let host = Host::new(geometry(tails, 1), OrderSet::ALL, &[name]);
+            let last = order.pages() - 1;
+            let runs = [0..1, last..last + 1];
+            let t = Transition::new(name, OrderSet::ALL, Empty, runs.as_slice());
+            host.carry_out(&t);
+            host.carry_out_together(&t.reversed());
+        }
+    }
+    // One page apart: half a block of each order from 7 on has its own head, as in any other block.
+    let all = PfnBlock::new(Pfn::new(0).unwrap(), Order::MAX).unwrap();
+    let last = Order::MAX.pages() - 1;
+    let t = Transition::new(all, OrderSet::ALL, Empty, last..last + 1);
+    let needs = VmemmapNeeds::of(&t, &Geometry::LINUX_X86_64, BlockState::Optimized);
+    assert_eq!((needs.fresh, needs.flushes), (40 - 6, 1));
+    assert_eq!(needs.rewrites, (1 << 34) - 1 - (40 - 6));
+    // More pages than a source can be asked for at once are more than it has.
+    let halves = OrderSet::new([Order::PAGE, Order::MAX]).unwrap();
+    let split = Transition::new(all, halves, Empty, 7..8);
+    let needs = VmemmapNeeds::of(&split, &Geometry::LINUX_X86_64, BlockState::Optimized);
+    assert_eq!(needs.fresh, (1 << 34) - 1);
+    assert_eq!(needs.frames()[FrameKind::Vmemmap], u32::MAX);
+    assert_eq!(needs.plus(needs).map(|both| both.net()), Ok((1 << 35) - 2));
 }
 
 #[test]
@@ -129,6 +162,36 @@ fn a_block_gets_its_whole_vmemmap_back() {
         assert_eq!(optimize(model, model, &layout, 1, pool).unwrap().released, need);
         assert_eq!(VmemmapNeeds::to_optimize(model, &layout), VmemmapNeeds::default());
         host.carry_out(&t.reversed());
+    }
+}
+
+/// Plans of both ways say what they do, flushes and the grace period before included; nothing where all pages are single.
+#[test]
+fn plans_of_the_whole_vmemmap() {
+    for (tails, small, flushes) in
+        SCHEMES.into_iter().flat_map(|tails| [(tails, 0..0, 1), (tails, 0..1 << 10, 0)])
+    {
+        let name = block(10);
+        let host = Host::new(geometry(tails, 1), OrderSet::ALL, &[name]);
+        let Host { model, pool } = &host;
+        let t = Transition::new(name, OrderSet::ALL, Empty, small);
+        host.carry_out(&t);
+        let layout = t.to_layout();
+        for _ in 0..2 {
+            let before = model.counters();
+            let needs = VmemmapNeeds::to_restore(model, &layout);
+            let mut store = Store::default();
+            store.fill(&needs.frames(), name.base().hpa(), pool).unwrap();
+            let done = restore(model, model, &layout, 1, &mut store).unwrap();
+            assert_eq!((done.vmemmap.fresh, u64::from(done.flushes)), (needs.fresh, needs.flushes));
+            let needs = VmemmapNeeds::to_optimize(model, &layout);
+            let done = optimize(model, model, &layout, 1, pool).unwrap();
+            assert_eq!((done.released, u64::from(done.flushes)), (needs.released, needs.flushes));
+            assert_eq!(needs.grace_period, tails == TailScheme::SharedWithHead && needs.released > 0);
+            assert_eq!((needs.flushes, model.counters().flushes - before.flushes), (flushes, 2 * flushes));
+            assert_eq!(model.counters().in_use(), before.in_use());
+            host.check(&layout);
+        }
     }
 }
 

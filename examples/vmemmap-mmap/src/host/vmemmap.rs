@@ -1,6 +1,6 @@
 //! Entries of the window.
 
-use super::{MmapHost, Replaced};
+use super::{Books, MmapHost, Replaced};
 use crate::page::STRUCTS;
 use folio_split::PfnBlock;
 use sept_core::Frame;
@@ -59,6 +59,13 @@ impl VmemmapBackend for MmapHost {
         }
     }
 
+    fn maps(&self, at: VmemmapPage, tail: Tail) -> bool {
+        let (books, entry) = (self.books(), self.entry(at));
+        let shown = books.shown.get(entry as usize).copied();
+        books.own.get(entry as usize).is_some_and(Option::is_none)
+            && self.tail_page(&books, at, tail).map(|page| page.hpa().raw()) == shown
+    }
+
     fn prepare(&self, at: VmemmapPage, page: Frame) -> Fresh {
         let shown = self.memory.window(self.entry(at));
         let fresh = self.memory.direct(page.hpa().raw());
@@ -90,17 +97,13 @@ impl VmemmapBackend for MmapHost {
     }
 
     fn map_tail(&self, at: VmemmapPage, tail: Tail) {
-        let books = self.books();
-        let page = match tail {
-            Tail::Template(order) => books.templates.get(&order.raw()),
-            Tail::HeadPage(index) => {
-                let entry = self.entry(VmemmapPage { index, ..at });
-                books.own.get(entry as usize).and_then(Option::as_ref)
-            }
-            _ => None,
-        };
-        let page = page.unwrap_or_else(|| panic!("no page for {tail:?}"));
-        self.map(self.entry(at), page, false);
+        let mut books = self.books();
+        let page = self.tail_page(&books, at, tail).unwrap_or_else(|| panic!("no page for {tail:?}"));
+        let (entry, shown) = (self.entry(at), page.hpa().raw());
+        self.map(entry, page, false);
+        if let Some(slot) = books.shown.get_mut(entry as usize) {
+            *slot = shown;
+        }
         drop(books);
         self.replace(at, None);
     }
@@ -121,6 +124,18 @@ impl VmemmapBackend for MmapHost {
 }
 
 impl MmapHost {
+    /// The page that `tail` stands for.
+    fn tail_page<'a>(&self, books: &'a Books, at: VmemmapPage, tail: Tail) -> Option<&'a Frame> {
+        match tail {
+            Tail::Template(order) => books.templates.get(&order.raw()),
+            Tail::HeadPage(index) => {
+                let entry = self.entry(VmemmapPage { index, ..at });
+                books.own.get(entry as usize).and_then(Option::as_ref)
+            }
+            _ => None,
+        }
+    }
+
     /// Records what an entry has for its own now, and keeps what it had.
     fn replace(&self, at: VmemmapPage, own: Option<Frame>) {
         let mut books = self.books();
