@@ -192,6 +192,10 @@ where
     /// Undoes everything and thaws. Cannot fail, and takes nothing from anybody. A merge in its second round is undone whole, its
     /// first round included.
     ///
+    /// Splits where tails are shared with the head must not be cancelled here while readers run: one that has seen a new head,
+    /// with count 0, may find the image of the old one in its place, alive and read-only, and faults when it takes it.
+    /// [`finish`](Self::finish) them and merge back, in two rounds with a grace period.
+    ///
     /// The same atoms may be committed again.
     pub fn cancel(mut self) -> Thawed<'a, F, V, A, B> {
         let mut back = Applied::default();

@@ -17,7 +17,7 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 use vmemmap_mmap::MmapHost;
-use vmemmap_prealloc::{Atom, Commit, TailScheme};
+use vmemmap_prealloc::{Atom, Commit, TailScheme, VmemmapBackend};
 
 /// What writer and readers tell each other.
 #[derive(Default)]
@@ -82,6 +82,7 @@ impl Signals {
 /// out together, and undone.
 fn turned_round<A: PageSet, B: PageSet>(host: &MmapHost, t: &Transition<A, B>, mut refused: impl FnMut()) {
     let (needs, mut held) = reserve(host, t);
+    let images = host.geometry().tails() == TailScheme::SharedWithHead;
     let back = t.reversed();
     // Nothing more is to be had.
     host.limit(Some(0));
@@ -89,11 +90,14 @@ fn turned_round<A: PageSet, B: PageSet>(host: &MmapHost, t: &Transition<A, B>, m
         t.changes(0..t.block().pages()).map(|change| Atom::new(t.by_ref(), change)).collect();
     let cancelled = loop {
         match Commit::freeze(host, host, &mut atoms, held.lend(), 4) {
+            // A split under images of the head is not turned round once a reader may have seen its new heads.
+            Ok(commit) if images && needs.fresh > 0 => break commit.cancel().keep(host),
             Ok(commit) => break commit.remap().unwrap().cancel().keep(host),
             Err(_) => refused(),
         }
     };
-    assert_eq!((cancelled.released, held.pages_left()), (needs.fresh, needs.fresh));
+    let released = if images { 0 } else { needs.fresh };
+    assert_eq!((cancelled.released, held.pages_left()), (released, needs.fresh));
     // Merges that go in two rounds are turned round after the first one, and in the second one.
     for remap in [false, true].into_iter().filter(|_| needs.grace_period) {
         let merges = t.changes(0..t.block().pages()).filter(|change| matches!(change, Change::Merge(_)));
