@@ -161,7 +161,12 @@ impl Host {
         for remap in [false, true] {
             let commit = Commit::freeze(model, model, &mut atoms, held.lend(), 1).unwrap();
             let thawed = if remap { commit.remap().unwrap().cancel() } else { commit.cancel() };
+            let waits = thawed.waits() > 0;
             let _ = thawed.keep(pool);
+            if waits {
+                let commit = Commit::freeze(model, model, &mut atoms, held.lend(), 1).unwrap();
+                let _ = commit.cancel().keep(pool);
+            }
             assert_eq!((self.state(), held.pages_left()), (before, needs.fresh));
             self.check(t);
         }

@@ -14,7 +14,7 @@ pub struct Atom<A, B, Z> {
     transition: Transition<A, B>,
     change: Change,
     round: Round,
-    /// Two rounds for a merge, where the scheme asks for it.
+    /// Two rounds for a merge, and to undo a split, where the scheme asks for it.
     patient: bool,
     frozen: Option<Z>,
     /// Whether this round's entries were written.
@@ -27,8 +27,9 @@ pub struct Atom<A, B, Z> {
 pub enum Round {
     /// Nothing was done, or everything undone.
     First,
-    /// The folios are one, and the pages of the vmemmap that it will not keep are still its own: a grace period, and then
-    /// another commit.
+    /// The folios are one, since they were merged or their split was cancelled, and the pages of the vmemmap that it will not
+    /// keep are still its own: a grace period, and then another commit, which ends the merge; or another cancel, which ends
+    /// that of the split, as a commit does too.
     Second,
     /// All was done.
     Done,
@@ -99,8 +100,8 @@ impl<A: PageSet, B: PageSet, Z> Atom<A, B, Z> {
         }
         let walk = self.walk(vmemmap);
         match (self.round, self.change) {
-            (Round::Done, _) => Ok((0, 0)),
-            (_, Change::Split(_)) => {
+            (Round::Done, _) | (Round::Second, Change::Split(_)) => Ok((0, 0)),
+            (Round::First, Change::Split(_)) => {
                 let nodes = nodes_to_split(folios.index(), transition, whole)?;
                 let to = transition.to_layout();
                 let Some((walk, part)) = walk.zip(to.within(whole)) else { return Ok((0, nodes)) };
@@ -129,7 +130,8 @@ impl<A: PageSet, B: PageSet, Z> Atom<A, B, Z> {
         Ok(())
     }
 
-    /// Whether this round of a merge leaves the vmemmap as it is.
+    /// Whether pages that stop being the block's own in this round, a merge's or that of a split to be undone, wait for a grace
+    /// period.
     fn waits<V: VmemmapBackend + ?Sized>(&self, vmemmap: &V) -> bool {
         self.patient
             && self.round == Round::First
@@ -154,11 +156,13 @@ impl<A: PageSet, B: PageSet, Z> Atom<A, B, Z> {
         let Some(frozen) = &mut self.frozen else { return Ok((Applied::default(), 0)) };
         let (mut applied, mut freed) = (Applied::default(), 0);
         match self.change {
+            Change::Split(_) if self.round == Round::Second => return Ok((self.end_unsplit(vmemmap), 0)),
             Change::Split(_) => {
                 let pieces = self.transition.split_pieces(whole);
                 if let Some(walk) = walk {
-                    applied = walk.split(pieces.clone(), take).map_err(|got| {
-                        let _ = walk.merge(pieces);
+                    applied = walk.split(pieces, take).map_err(|got| {
+                        // Entries were written: the cancel of the commit undoes them.
+                        self.remapped = true;
                         let part = self.transition.to_layout().within(whole).map(|part| part.counts());
                         let need = part.map_or(0, |counts| walk.pages(&counts));
                         ApplyError::BrokenStore { whole, need, got }
@@ -187,13 +191,15 @@ impl<A: PageSet, B: PageSet, Z> Atom<A, B, Z> {
         F: FolioBackend<Frozen = Z> + ?Sized,
         V: VmemmapBackend + ?Sized,
     {
-        let next = if self.waits(vmemmap) && matches!(self.change, Change::Merge(_)) {
-            Round::Second
-        } else {
-            Round::Done
+        let next = match (self.change, self.round) {
+            (Change::Merge(_), _) if self.waits(vmemmap) => Round::Second,
+            (Change::Split(_), Round::Second) => Round::First,
+            _ => Round::Done,
         };
         let Some(mut frozen) = self.frozen.take() else { return };
-        if let Change::Split(whole) = self.change {
+        if let Change::Split(whole) = self.change
+            && next == Round::Done
+        {
             for piece in self.transition.split_pieces(whole) {
                 folios.split(&mut frozen, piece, nodes);
             }
@@ -213,10 +219,42 @@ impl<A: PageSet, B: PageSet, Z> Atom<A, B, Z> {
         }
     }
 
-    /// Undoes the entries of a split. Flush, then [`Atom::thaw_undone`].
+    /// The split whose entries this round wrote.
+    fn remapped_split<'v, V: VmemmapBackend + ?Sized>(
+        &self,
+        vmemmap: &'v V,
+    ) -> Option<(Walk<'v, V>, PfnBlock)> {
+        match self.change {
+            Change::Split(whole) if self.remapped && self.round == Round::First => {
+                Some((self.walk(vmemmap)?, whole))
+            }
+            _ => None,
+        }
+    }
+
+    /// Undoes the entries of a split. Flush, then [`Atom::unsplit_patiently`].
     pub(crate) fn unsplit<V: VmemmapBackend + ?Sized>(&self, vmemmap: &V) -> Applied {
-        match (self.walk(vmemmap), self.change) {
-            (Some(walk), Change::Split(whole)) if self.remapped => {
+        match self.remapped_split(vmemmap) {
+            Some((walk, whole)) if !self.waits(vmemmap) => walk.merge(self.transition.split_pieces(whole)),
+            _ => Applied::default(),
+        }
+    }
+
+    /// After the flush: makes the new heads of a split tails of the folio again, in the pages that were mapped for them, where
+    /// these wait for a grace period. Then [`Atom::thaw_undone`].
+    pub(crate) fn unsplit_patiently<V: VmemmapBackend + ?Sized>(&self, vmemmap: &V) {
+        if let Some((walk, whole)) = self.remapped_split(vmemmap)
+            && self.waits(vmemmap)
+        {
+            walk.write_tails(self.transition.split_pieces(whole));
+        }
+    }
+
+    /// Undoes the entries of a split whose pages waited for a grace period. Flush, then [`Atom::thaw_undone`].
+    pub(crate) fn end_unsplit<V: VmemmapBackend + ?Sized>(&mut self, vmemmap: &V) -> Applied {
+        match (self.walk(vmemmap), self.change, &self.frozen) {
+            (Some(walk), Change::Split(whole), Some(_)) if self.round == Round::Second => {
+                self.remapped = true;
                 walk.merge(self.transition.split_pieces(whole))
             }
             _ => Applied::default(),
@@ -239,10 +277,18 @@ impl<A: PageSet, B: PageSet, Z> Atom<A, B, Z> {
     }
 
     /// Thaws what was frozen, in the layout from before the first round.
-    pub(crate) fn thaw_undone<F>(&mut self, folios: &F, nodes: &mut F::Nodes)
+    pub(crate) fn thaw_undone<F, V>(&mut self, folios: &F, vmemmap: &V, nodes: &mut F::Nodes)
     where
         F: FolioBackend<Frozen = Z> + ?Sized,
+        V: VmemmapBackend + ?Sized,
     {
+        let split = matches!(self.change, Change::Split(_));
+        // Of a split: entries that were written wait, and so do those that a second round has not written.
+        let second = match self.round {
+            Round::First => self.remapped && self.waits(vmemmap),
+            Round::Second => !self.remapped,
+            Round::Done => false,
+        };
         let Some(mut frozen) = self.frozen.take() else { return };
         if let Change::Merge(whole) = self.change
             && (self.remapped || self.round == Round::Second)
@@ -252,7 +298,8 @@ impl<A: PageSet, B: PageSet, Z> Atom<A, B, Z> {
             }
         }
         folios.thaw(frozen);
-        (self.round, self.remapped) = (Round::First, false);
+        self.round = if split && second { Round::Second } else { Round::First };
+        self.remapped = false;
     }
 }
 

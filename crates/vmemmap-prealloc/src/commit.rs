@@ -21,7 +21,8 @@
 //! the head ([`TailScheme::SharedWithHead`](crate::TailScheme)), readers are inside RCU sections of any length, and a wait for
 //! them is no wait for a freeze. There, the first commit of a merge makes the folios one, and writes the former heads
 //! as tails in their own pages, which stay; the caller waits for a grace period, with nothing frozen; the second
-//! commit of the same atoms, with the same reservation, maps the tails. [`Thawed::waits`] and [`Atom::round`] tell. If the
+//! commit of the same atoms, with the same reservation, maps the tails. So does a split that is cancelled after its entries
+//! were written, since readers may have seen its new heads. [`Thawed::waits`] and [`Atom::round`] tell. If the
 //! second round does not come, the block has more pages of its own than its layout needs; they are replaced when the folio
 //! is split or merged again, in whatever way, and that too waits for the grace period.
 
@@ -147,7 +148,8 @@ where
     ///
     /// # Errors
     ///
-    /// [`ApplyError::BrokenStore`]: the store does not give what it said it had. All was undone and thawed.
+    /// [`ApplyError::BrokenStore`]: the store does not give what it said it had. All was undone and thawed, as by
+    /// [`Remapped::cancel`]: [`Atom::round`] tells which splits wait, and those are to be cancelled once more.
     pub fn remap(mut self) -> Result<Remapped<'a, F, V, A, B>, Refused> {
         let Parts { folios, vmemmap, atoms, reserved, done } = &mut self.0;
         for (position, atom) in atoms.iter_mut().enumerate() {
@@ -158,7 +160,7 @@ where
                     done.nodes_freed = done.nodes_freed.saturating_add(freed);
                 }
                 Err(error) => {
-                    // The entries of this atom are as before, and were written.
+                    // Some entries of this atom were written.
                     done.vmemmap.rewrites = done.vmemmap.rewrites.saturating_add(1);
                     let _ = Remapped(self.0).cancel();
                     return Err(Refused { position, error: error.into() });
@@ -168,10 +170,17 @@ where
         Ok(Remapped(self.0))
     }
 
-    /// Thaws everything. A merge that stands between its two rounds is undone: its folios are what they were before.
+    /// Thaws everything. A merge that stands between its two rounds is undone: its folios are what they were before. The cancel
+    /// of a split that stands there is ended.
     pub fn cancel(mut self) -> Thawed<'a, F, V, A, B> {
+        let mut back = Applied::default();
+        for atom in self.0.atoms.iter_mut() {
+            back = back.plus(atom.end_unsplit(self.0.vmemmap));
+        }
+        self.0.done.vmemmap = back;
+        let flushed = self.0.flush();
         self.0.thaw_undone();
-        Thawed { parts: self.0, flushed: None }
+        Thawed { parts: self.0, flushed }
     }
 }
 
@@ -192,9 +201,8 @@ where
     /// Undoes everything and thaws. Cannot fail, and takes nothing from anybody. A merge in its second round is undone whole, its
     /// first round included.
     ///
-    /// Splits where tails are shared with the head must not be cancelled here while readers run: one that has seen a new head,
-    /// with count 0, may find the image of the old one in its place, alive and read-only, and faults when it takes it.
-    /// [`finish`](Self::finish) them and merge back, in two rounds with a grace period.
+    /// Where tails are shared with the head, a split is cancelled in two rounds: the pages that were mapped stay until the same
+    /// atoms are cancelled once more, after a grace period ([`Thawed::waits`]).
     ///
     /// The same atoms may be committed again.
     pub fn cancel(mut self) -> Thawed<'a, F, V, A, B> {
@@ -204,6 +212,9 @@ where
         }
         self.0.done.vmemmap = self.0.done.vmemmap.plus(back);
         let mut flushed = self.0.flush();
+        for atom in self.0.atoms.iter() {
+            atom.unsplit_patiently(self.0.vmemmap);
+        }
         if let Some(proof) = &flushed {
             let mut back = Applied::default();
             for atom in self.0.atoms.iter() {
@@ -245,7 +256,7 @@ where
     fn thaw_undone(&mut self) {
         let have = self.folios.nodes_left(self.reserved.nodes);
         for atom in self.atoms.iter_mut() {
-            atom.thaw_undone(self.folios, self.reserved.nodes);
+            atom.thaw_undone(self.folios, self.vmemmap, self.reserved.nodes);
         }
         self.count_nodes(have);
     }

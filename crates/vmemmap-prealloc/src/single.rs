@@ -23,7 +23,8 @@ use sept_core::{Frame, FrameKind, FrameSource, FrameStore};
 ///
 /// # Errors
 ///
-/// As of [`Commit::freeze`] and [`Commit::remap`]. Pages that a broken store gave wait with the backend.
+/// As of [`Commit::freeze`] and [`Commit::remap`]. A split that a broken store cut short is undone in one round; pages that it
+/// gave wait with the backend.
 pub fn split_atom<F, V, A, B>(
     folios: &F,
     vmemmap: &V,
@@ -39,7 +40,7 @@ where
     A: PageSet,
     B: PageSet,
 {
-    let mut atom = Atom::split(transition.by_ref(), whole);
+    let mut atom = Atom::split(transition.by_ref(), whole).at_once();
     let reserved = Reserved { pages: store, nodes };
     let commit = Commit::freeze(folios, vmemmap, slice::from_mut(&mut atom), reserved, tries);
     let remapped = commit.and_then(Commit::remap).map_err(|refused| refused.error)?;

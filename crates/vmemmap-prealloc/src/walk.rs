@@ -234,8 +234,8 @@ impl<'a, V: VmemmapBackend + ?Sized> Walk<'a, V> {
     pub(crate) fn merge<S: PageSet>(&self, pieces: Folios<S>) -> Applied {
         let mut applied = Applied::default();
         self.each_piece(pieces, |own, tails, folio| {
-            for index in own {
-                self.backend.map_tail(self.at(index), self.tail);
+            for at in own.map(|index| self.at(index)).filter(|&at| self.is_own(at)) {
+                self.backend.map_tail(at, self.tail);
                 applied.replaced = applied.replaced.saturating_add(1);
             }
             applied.rewrites = applied.rewrites.saturating_add(self.map_tails(tails, self.tail, folio));
@@ -243,10 +243,17 @@ impl<'a, V: VmemmapBackend + ?Sized> Walk<'a, V> {
         applied
     }
 
-    /// Makes the pieces' heads tails of one folio, in the pages that are theirs: the first round of a merge.
+    /// Whether a page of a piece is the block's own: all are but where a split of which pages wait was given too few.
+    fn is_own(&self, at: VmemmapPage) -> bool {
+        self.geometry.tails() != TailScheme::SharedWithHead || !self.backend.maps(at, self.tail)
+    }
+
+    /// Makes the pieces' heads tails of one folio, in the pages that are theirs: the first round of a merge, or of the
+    /// cancel of a split.
     pub(crate) fn write_tails<S: PageSet>(&self, pieces: Folios<S>) {
         self.each_piece(pieces, |own, _, _| {
-            own.for_each(|index| self.backend.write_tails(self.at(index), self.whole));
+            let own = own.map(|index| self.at(index)).filter(|&at| self.is_own(at));
+            own.for_each(|at| self.backend.write_tails(at, self.whole));
         });
     }
 }

@@ -88,16 +88,25 @@ fn turned_round<A: PageSet, B: PageSet>(host: &MmapHost, t: &Transition<A, B>, m
     host.limit(Some(0));
     let mut atoms: Vec<_> =
         t.changes(0..t.block().pages()).map(|change| Atom::new(t.by_ref(), change)).collect();
-    let cancelled = loop {
-        match Commit::freeze(host, host, &mut atoms, held.lend(), 4) {
-            // A split under images of the head is not turned round once a reader may have seen its new heads.
-            Ok(commit) if images && needs.fresh > 0 => break commit.cancel().keep(host),
-            Ok(commit) => break commit.remap().unwrap().cancel().keep(host),
-            Err(_) => refused(),
+    let mut released = 0;
+    // Once more after a grace period, where readers may have seen the new heads of a split under images of the old one.
+    for remap in [true, false] {
+        let commit = loop {
+            match Commit::freeze(host, host, &mut atoms, held.lend(), 4) {
+                Ok(commit) => break commit,
+                Err(_) => refused(),
+            }
+        };
+        let thawed = if remap { commit.remap().unwrap().cancel() } else { commit.cancel() };
+        let waits = thawed.waits() > 0;
+        assert_eq!(waits, remap && images && needs.fresh > 0);
+        released += thawed.keep(host).released;
+        if !waits {
+            break;
         }
-    };
-    let released = if images { 0 } else { needs.fresh };
-    assert_eq!((cancelled.released, held.pages_left()), (released, needs.fresh));
+        host.grace_period();
+    }
+    assert_eq!((released, held.pages_left()), (needs.fresh, needs.fresh));
     // Merges that go in two rounds are turned round after the first one, and in the second one.
     for remap in [false, true].into_iter().filter(|_| needs.grace_period) {
         let merges = t.changes(0..t.block().pages()).filter(|change| matches!(change, Change::Merge(_)));

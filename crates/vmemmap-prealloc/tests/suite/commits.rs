@@ -78,6 +78,9 @@ fn one_flush_for_several_blocks() {
             let commit = Commit::freeze(model, model, &mut atoms, reserved, 1).unwrap();
             let refused = commit.remap().map(drop).unwrap_err();
             assert!(matches!(refused.error, AtomError::Vmemmap(ApplyError::BrokenStore { .. })), "{refused}");
+            if atoms.iter().any(|atom| atom.round() == Round::Second) {
+                host.cancel(&mut atoms, &mut held, false, &mut AtomDone::default());
+            }
             let flushed = model.flush();
             for frame in blocks.iter().flat_map(|&block| {
                 core::iter::from_fn(|| model.take_replaced(block, &flushed)).collect::<Vec<_>>()
@@ -131,10 +134,10 @@ fn a_commit_is_cancelled_at_every_point() {
         let (before, nodes) = (state(host), held.nodes_left(&host.model));
         let mut atoms = atoms(&t);
         for remap in [false, true, true] {
-            let commit = Commit::freeze(&host.model, &host.model, &mut atoms, held.lend(), 1).unwrap();
-            let thawed = if remap { commit.remap().unwrap().cancel() } else { commit.cancel() };
-            assert_eq!(thawed.waits(), 0);
-            let done = thawed.keep(&host.pool);
+            let mut done = AtomDone::default();
+            let waited = host.cancel(&mut atoms, &mut held, remap, &mut done);
+            let shared = host.model.geometry().tails() == TailScheme::SharedWithHead;
+            assert_eq!(waited, remap && shared && needs.fresh > 0);
             assert_eq!(done.released, if remap { needs.fresh } else { 0 });
             assert_eq!(done.vmemmap.fresh, done.vmemmap.replaced);
             assert_eq!(done.nodes_used, done.nodes_freed);

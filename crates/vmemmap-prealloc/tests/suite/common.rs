@@ -138,6 +138,28 @@ impl Host {
         }
     }
 
+    /// Cancels a commit, or what waits of one, with a grace period between if one is due. Says whether it was.
+    pub(crate) fn cancel<A: PageSet, B: PageSet>(
+        &self,
+        atoms: &mut [Atom<A, B, Frozen>],
+        held: &mut Held,
+        remap: bool,
+        sum: &mut AtomDone,
+    ) -> bool {
+        let Self { model, pool } = self;
+        let commit = Commit::freeze(model, model, atoms, held.lend(), 1).unwrap();
+        let thawed = if remap { commit.remap().unwrap().cancel() } else { commit.cancel() };
+        let waits = thawed.waits() > 0;
+        add(sum, thawed.keep(pool));
+        if waits {
+            assert_eq!(model.geometry().tails(), TailScheme::SharedWithHead);
+            let ended = Commit::freeze(model, model, atoms, held.lend(), 1).unwrap().cancel();
+            assert_eq!(ended.waits(), 0);
+            add(sum, ended.keep(pool));
+        }
+        waits
+    }
+
     pub(crate) fn dry(&self, dry: bool) {
         self.pool.limit(dry.then_some(0));
         self.model.limit_nodes(dry.then_some(0));

@@ -74,7 +74,25 @@ impl Host {
     fn cancel<A: PageSet, B: PageSet>(&self, atoms: &mut [Atom<A, B, Frozen>], held: &mut Held, remap: bool) {
         let commit = Commit::freeze(&self.at, &self.at, atoms, held.lend(), 1).unwrap();
         let thawed = if remap { commit.remap().unwrap().cancel() } else { commit.cancel() };
+        let waits = thawed.waits() > 0;
         let _ = thawed.keep(&self.pool);
+        self.end_cancel(atoms, held, waits);
+    }
+
+    /// After a grace period, if splits wait for one.
+    fn end_cancel<A: PageSet, B: PageSet>(
+        &self,
+        atoms: &mut [Atom<A, B, Frozen>],
+        held: &mut Held,
+        waits: bool,
+    ) {
+        assert_eq!(atoms.iter().any(|atom| atom.round() == Round::Second), waits);
+        // One by one: what the others need may not be there.
+        for atom in atoms.iter_mut().filter(|atom| atom.round() == Round::Second) {
+            let atom = core::slice::from_mut(atom);
+            let _ =
+                Commit::freeze(&self.at, &self.at, atom, held.lend(), 1).unwrap().cancel().keep(&self.pool);
+        }
         assert!(atoms.iter().all(|atom| atom.round() == Round::First));
     }
 
@@ -141,6 +159,8 @@ impl Host {
             let error = commit.remap().map(drop).unwrap_err().error;
             assert!(matches!(error, AtomError::Vmemmap(ApplyError::BrokenStore { .. })), "{error}");
             assert_eq!(spare.nodes_left(at), nodes);
+            let waits = atoms.iter().any(|atom| atom.round() == Round::Second);
+            self.end_cancel(&mut atoms, &mut spare, waits);
             let _ = spare.release(at, pool);
             let flushed = at.flush();
             while let Some(frame) = at.take_replaced(at.block, &flushed) {

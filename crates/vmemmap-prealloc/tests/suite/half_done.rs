@@ -31,7 +31,12 @@ fn a_merge_left_half_done() {
             let mut atoms = [Atom::split(again.by_ref(), name)];
             let remapped = Commit::freeze(model, model, &mut atoms, held.lend(), 1).unwrap().remap().unwrap();
             let thawed = if cancelled { remapped.cancel() } else { remapped.finish() };
-            let released = thawed.release(pool).released;
+            let mut released = thawed.release(pool).released;
+            if cancelled {
+                assert_eq!(atoms[0].round(), Round::Second);
+                let commit = Commit::freeze(model, model, &mut atoms, held.lend(), 1).unwrap();
+                released += commit.cancel().release(pool).released;
+            }
             let _ = held.release(model, pool);
             if cancelled {
                 assert_eq!(released, needs.fresh + left);
