@@ -9,7 +9,7 @@ use std::{error::Error, path::PathBuf, process::ExitCode};
 #[derive(Debug, Parser)]
 #[command(name = "peer-bench", version)]
 struct Args {
-    /// One round: shows that everything works, its numbers mean little
+    /// Three rounds: shows that everything works, its numbers are rough
     #[arg(long)]
     quick: bool,
     /// Write the rows as JSON, `-` for standard output instead of the table
