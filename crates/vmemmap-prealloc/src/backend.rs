@@ -95,8 +95,9 @@ pub trait VmemmapBackend {
 
     /// Whether the entry at `at` maps `tail`, read-only.
     ///
-    /// Asked where tails are shared with the head, about those of the first piece of a split or a merge: they map the same
-    /// before and after, unless an earlier merge was left half done.
+    /// Asked where tails are shared with the head: about those of the first piece of a split or a merge, which map the same
+    /// before and after, unless an earlier merge was left half done; and about the pages that a merge, or the cancel of a
+    /// split, takes away, which are the block's own unless a store gave too few.
     fn maps(&self, at: VmemmapPage, tail: Tail) -> bool;
 
     /// Copies what the entry at `at` shows now into `page`.
@@ -109,7 +110,8 @@ pub trait VmemmapBackend {
     /// Writes the tails of `folio`, which is frozen, in a page that is the block's own and beyond those that the folio
     /// keeps: what were heads there, with reference count 0, are tails afterwards.
     ///
-    /// Called between the two rounds of a merge where tails are shared with the head, and never by other hosts.
+    /// Called in the first round of a merge, or of the cancel of a split, where tails are shared with the head, and never by
+    /// other hosts.
     fn write_tails(&self, at: VmemmapPage, folio: PfnBlock);
 
     /// Maps the fresh page at `at`, writable, which was a tail. If it was the block's own all the same (a merge was left

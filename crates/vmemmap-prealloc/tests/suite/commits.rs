@@ -259,6 +259,51 @@ fn a_merge_in_two_rounds() {
     let _ = held.release(model, pool);
 }
 
+/// Where tails are shared with the head, a split that was cancelled keeps its pages for a grace period. Whatever comes then,
+/// another cancel or a commit, ends that and no more; the split itself can be made afterwards.
+#[test]
+fn the_cancel_of_a_split_in_two_rounds() {
+    let name = block(12);
+    let t = Transition::new(name, OrderSet::ALL, Empty, 700..703);
+    for end in 0..3 {
+        let host = Host::new(geometry(TailScheme::SharedWithHead, 1), OrderSet::ALL, &[name]);
+        let Host { model, pool } = &host;
+        let (_, needs, mut held) = host.reserve(&t);
+        let (before, nodes) = (state(&host), held.nodes_left(model));
+        let mut atoms = [Atom::split(t.by_ref(), name)];
+        let remapped = Commit::freeze(model, model, &mut atoms, held.lend(), 1).unwrap().remap().unwrap();
+        let thawed = remapped.cancel();
+        assert_eq!(thawed.waits(), 1);
+        assert_eq!(thawed.keep(pool).released, 0);
+        // One folio, for the index and for readers; every page that was mapped is still there.
+        let page = Pfn::new(name.base().raw() + 3000).unwrap();
+        assert_eq!((model.index_entry(page), model.head_of(page)), (Some(name), Some(name.base())));
+        model.check_readers(name).unwrap();
+        assert_eq!(model.counters().vmemmap_pages - before.0.vmemmap_pages, needs.fresh);
+        assert_eq!((held.pages_left(), held.nodes_left(model)), (0, nodes));
+        // A reader has the folio: later, then.
+        assert!(model.pin(page));
+        assert!(Commit::freeze(model, model, &mut atoms, held.lend(), 1).is_err());
+        assert!(model.unpin(page));
+        assert_eq!(atoms[0].round(), Round::Second);
+        let commit = Commit::freeze(model, model, &mut atoms, held.lend(), 1).unwrap();
+        let thawed = match end {
+            0 => commit.cancel(),
+            1 => commit.remap().unwrap().cancel(),
+            _ => commit.remap().unwrap().finish(),
+        };
+        assert_eq!(thawed.waits(), 0);
+        let done = thawed.keep(pool);
+        assert_eq!((done.flushes, done.released, done.vmemmap.replaced), (1, needs.fresh, needs.fresh));
+        assert_eq!(atoms[0].round(), Round::First);
+        assert_eq!((state(&host), held.pages_left(), held.nodes_left(model)), (before, needs.fresh, nodes));
+        host.check(&t.from_layout());
+        host.commit(&mut atoms, &mut held, &mut AtomDone::default());
+        host.check(&t.to_layout());
+        let _ = held.release(model, pool);
+    }
+}
+
 /// Two blocks between their rounds, and a reader that holds the second of them.
 #[test]
 fn a_refused_second_round_changes_nothing() {
