@@ -48,6 +48,8 @@ pub struct VmemmapNeeds {
     /// ([`TailScheme::SharedWithHead`]): a merge takes two rounds then, with a grace period between them in which nothing is
     /// frozen (see [`Commit`](crate::Commit)), and [`optimize`](crate::optimize) needs one between the last change of
     /// the block's folios and the call. One serves a whole batch.
+    ///
+    /// The cancel of a split whose entries were written asks for one of its own: [`Thawed::waits`](crate::Thawed::waits).
     pub grace_period: bool,
 }
 
